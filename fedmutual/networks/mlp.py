@@ -16,7 +16,7 @@ class MLP(nn.Module):
     def __init__(self, shape: tuple[int, ...], width: int, depth: int, horizon: float, frequencies: int = 16):
         super().__init__()
         size = math.prod(shape)
-        # t / horizon in [0, 1] is seen at wave lengths from 2 down to 1/250, as finely as a 1000-step schedule.
+        # t / horizon in [0, 1] is seen at wave lengths from 2 down to 1/250: as finely as 1000 steps need.
         self.register_buffer("rates", math.pi * torch.logspace(0, math.log10(500), frequencies) / horizon)
         self.inner = nn.Linear(size + 2 * frequencies, width)
         self.hidden = nn.ModuleList(nn.Linear(width, width) for _ in range(depth - 1))

@@ -10,7 +10,8 @@ class RandomFeatures(nn.Module):
     """s(x, t) = (1/m) A ReLU(W x + U e(t)), e(t) = (t / horizon, 1).
 
     A: [d, m] is trained and starts at zero; W: [m, d] and U: [m, 2] are drawn once, uniform on [-1, 1], and
-    frozen, so the regularised loss is a convex quadratic in A. x: [batch, *dims], t: [batch] -> [batch, *dims].
+    frozen, so the regularised loss is a convex quadratic in A.
+    x: [batch, *dims], t: [batch] -> [batch, *dims].
     """
 
     def __init__(self, shape: tuple[int, ...], features: int, horizon: float):

@@ -1,0 +1,244 @@
+"""Every setting, its default and its check: the one place that knows the names of settings.
+
+A setting is a Flower run-config key in kebab-case with a flat scalar value, the same in a preset, after `-s`
+and in `flwr run -c`. The defaults are the `digits` federation.
+"""
+
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from fedmutual.diffusion import WEIGHTS
+
+
+class UserError(ValueError):
+    """Something the user can mend; its text is one line that says what is wrong and what to do."""
+
+
+def _integers(text: str) -> str:
+    if text and not all(part.strip().isdigit() for part in text.split(",")):
+        raise ValueError("must be whole numbers with commas between them, such as 1,28,28")
+    return text
+
+
+Positive = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=0)]
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Greater = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Integers = Annotated[str, AfterValidator(_integers)]
+Weight = Literal[tuple(WEIGHTS)]
+
+SOURCES = ("digits", "gaussians", "mnist", "fashion-mnist", "cifar10", "cifar100", "npz", "folder")
+
+
+class RunConfig(BaseModel):
+    """The settings of one run. Field descriptions are the documentation that `fedmutual settings` prints."""
+
+    model_config = ConfigDict(
+        alias_generator=lambda name: name.replace("_", "-"),
+        frozen=True,
+        extra="forbid",
+        populate_by_name=True,
+    )
+
+    # The run
+    seed: Count = Field(0, description="everything random follows from it")
+    rounds: Positive = Field(20, description="exchanges of networks")
+    local_steps: Positive = Field(200, description="gradient steps of each client in a round")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: a GPU where there is one")
+    dtype: Literal["float32", "float64"] = Field("float32", description="of parameters and arithmetic")
+
+    # Data
+    data: Literal[SOURCES] = Field("digits", description="where samples come from")
+    data_path: str = Field("", description="torchvision root, .npz file, or folder of images")
+    download: bool = Field(False, description="let torchvision fetch a missing data set")
+    mixture: str = Field("overlap", description="which family, for data = gaussians")
+    classes: Count = Field(0, description="number of classes; 0: as the source has them")
+    shape: Integers = Field("", description="sample shape such as 1,28,28; empty: read off the source")
+    imbalance: Literal["none", "exponential", "step", "counts"] = Field(
+        "exponential", description="shape of the long tail over classes"
+    )
+    imbalance_ratio: Annotated[float, Field(gt=0, le=1)] = Field(
+        0.05, description="smallest over largest count"
+    )
+    head_count: Count = Field(0, description="training samples of the largest class; 0: all there are")
+    counts: Integers = Field("", description="training samples of each class, for imbalance = counts")
+    held_out: Count = Field(20, description="samples of each class kept from training, to choose settings by")
+    test: Count = Field(
+        65, description="samples of each class kept for the report alone; 0: all of a test part"
+    )
+
+    # Diffusion
+    process: Literal["ddpm", "ou"] = Field("ddpm", description="linear-beta DDPM or Ornstein-Uhlenbeck")
+    diffusion_steps: Annotated[int, Field(ge=2)] = Field(100, description="number of training times")
+    horizon: Greater = Field(2.0, description="T of the Ornstein-Uhlenbeck process")
+    stop: Greater = Field(1e-3, description="time at which its reversal stops")
+    lambda_weight: Weight = Field("one", description="weight over t of the denoising loss")
+    omega_weight: Weight = Field("t", description="weight over t of the mutual term")
+
+    # Network
+    network: Literal["mlp", "unet", "random-features"] = Field("mlp", description="the score network")
+    parametrisation: Literal["noise", "score"] = Field("noise", description="what the network puts out")
+    width: Positive = Field(192, description="units of the MLP, features, or the U-Net's base channels")
+    depth: Positive = Field(3, description="layers of the MLP, or the U-Net's residual blocks a level")
+    multipliers: Integers = Field("1,2,2,2", description="the U-Net's channels a level, times width")
+    attention: Integers = Field("16", description="resolutions at which the U-Net attends")
+    dropout: Fraction = Field(0.0, description="of the U-Net")
+    shared_init: bool = Field(False, description="all classes start from the same draw (random features too)")
+
+    # Local learning
+    optimizer: Literal["adam", "sgd"] = Field("adam", description="of the local steps")
+    learning_rate: Greater = Field(1e-3, description="after warm-up")
+    schedule: Literal["constant", "cosine"] = Field(
+        "cosine", description="cosine: falls to 0 at the last round"
+    )
+    warmup: Count = Field(0, description="steps over which the learning rate rises from 0")
+    clip: NotNegative = Field(1.0, description="largest gradient norm; 0: no clipping")
+    ema: Fraction = Field(
+        0.999, description="decay of the averaged network that is published; 0: the iterate"
+    )
+    batch: Positive = Field(32, description="samples drawn for a step")
+    draws: Literal["fresh", "fixed"] = Field(
+        "fresh", description="fixed: every step uses all samples at all times with noise drawn once"
+    )
+    flips: bool = Field(False, description="mirror images at random")
+
+    # Mutual learning
+    beta: NotNegative = Field(1.0, description="strength of the mutual term; 0: isolated training")
+    beta_rule: Literal["constant", "scarcity"] = Field(
+        "scarcity", description="scarcity: beta r / (r + n), n this class's training samples"
+    )
+    scarcity: Greater = Field(10.0, description="r of the scarcity rule")
+    peer_weights: Literal["uniform"] = Field("uniform", description="Q: how much each peer counts")
+    peers_per_round: Count = Field(0, description="peers drawn by Q for each client; 0: all")
+    exchange: Literal["networks", "mean"] = Field(
+        "networks",
+        description="what a client receives: peers' networks, or one network with their mean parameters",
+    )
+
+    # Federation
+    participation: Annotated[float, Field(gt=0, le=1)] = Field(1.0, description="share of clients in a round")
+    min_clients: Count = Field(0, description="clients to wait for before round 1; 0: one for each class")
+    timeout: Greater = Field(3600.0, description="seconds to wait for a round's replies")
+    norm_bound: Greater = Field(100.0, description="largest norm of a reply over the initial network's")
+    checkpoint_every: Positive = Field(1, description="rounds between checkpoints")
+    evaluate_every: Count = Field(1, description="rounds between held-out losses at the clients; 0: never")
+    share_counts: bool = Field(False, description="let clients report their number of samples")
+    resume: bool = Field(False, description="continue the run in `out` from its last checkpoint")
+    out: str = Field("", description="run folder at the server; empty: a new one under ~/.fedmutual/runs")
+    store: str = Field("", description="folder for a client's own state; empty: ~/.fedmutual/clients")
+
+    # Samples and measures
+    samples: Count = Field(500, description="generated samples of each class, for grids and metrics")
+    sampler: Literal["ddpm", "exponential", "ddim", "dpm-solver++"] = Field("ddpm", description="of samples")
+    sampling_steps: Count = Field(0, description="steps of the sampler; 0: one for each training time")
+    clip_samples: bool = Field(True, description="keep the sampler's guess of x_0 inside [-1, 1]")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "RunConfig":
+        if self.process == "ddpm" and self.diffusion_steps <= 20:
+            raise ValueError(
+                "diffusion-steps must be above 20 for process = ddpm, whose last beta is 20 / steps"
+            )
+        if self.process == "ou" and self.stop >= self.horizon:
+            raise ValueError("stop must be below horizon")
+        if self.sampling_steps > self.diffusion_steps:
+            raise ValueError("sampling-steps must not exceed diffusion-steps")
+        if (
+            self.data in ("npz", "folder", "mnist", "fashion-mnist", "cifar10", "cifar100")
+            and not self.data_path
+        ):
+            raise ValueError(f"data-path is missing: data = {self.data} is read from there")
+        if (self.imbalance == "counts") != bool(self.counts):
+            raise ValueError("imbalance = counts and the setting counts go together")
+        return self
+
+    @classmethod
+    def of(cls, *layers: dict[str, Any]) -> "RunConfig":
+        """The settings of `layers`, later ones first in force.
+
+        Raises:
+            UserError: an unknown key, or a value that its check refuses; names the key.
+        """
+        merged = {key: value for layer in layers for key, value in layer.items()}
+        try:
+            return cls.model_validate(merged)
+        except ValidationError as error:
+            raise UserError(_one_line(error)) from None
+
+    def settings(self) -> dict[str, Any]:
+        """All settings by their kebab-case keys, as a preset or Flower's run config holds them."""
+        return self.model_dump(by_alias=True)
+
+    def but(self, **changes: Any) -> "RunConfig":
+        """These settings with some changed, checked again."""
+        return self.of(self.settings(), {key.replace("_", "-"): value for key, value in changes.items()})
+
+    @property
+    def dims(self) -> tuple[int, ...]:
+        """The setting `shape` as numbers; empty when it is to be read off the source."""
+        return tuple(int(part) for part in self.shape.split(",")) if self.shape else ()
+
+
+def _one_line(error: ValidationError) -> str:
+    first = error.errors()[0]
+    key = ".".join(str(part) for part in first["loc"]).replace("_", "-")
+    if first["type"] == "extra_forbidden":
+        return f"unknown setting {key!r}: `fedmutual settings` lists them all"
+    reason = first["msg"].removeprefix("Value error, ")
+    reason = reason[:1].lower() + reason[1:]
+    return f"setting {key} = {first['input']!r}: {reason}" if key else reason
+
+
+def parse_assignments(assignments: list[str]) -> dict[str, Any]:
+    """`["beta=0.1", "data=digits"]` as settings; values are TOML, a bare word is a string.
+
+    Raises:
+        UserError: one that is not key=value.
+    """
+    settings = {}
+    for assignment in assignments:
+        key, sign, value = assignment.partition("=")
+        if not sign or not key.strip():
+            raise UserError(f"{assignment!r} is not of the form key=value, such as beta=0.1")
+        settings[key.strip()] = _scalar(value.strip())
+    return settings
+
+
+def _scalar(text: str) -> bool | int | float | str:
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+    return value if isinstance(value, bool | int | float | str) else text
+
+
+def read_settings(path: Path) -> dict[str, Any]:
+    """The settings in a TOML file: a preset, or the `config.toml` of a run.
+
+    Raises:
+        UserError: no such file, or not TOML.
+    """
+    try:
+        return tomllib.loads(path.read_text())
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not valid TOML: {error}") from None
+
+
+def write_settings(settings: dict[str, Any]) -> str:
+    """Flat settings as TOML text; the inverse of `read_settings`."""
+
+    def literal(value: Any) -> str:
+        if isinstance(value, bool):
+            return str(value).lower()
+        if isinstance(value, str):
+            escaped = value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
+            return f'"{escaped}"'
+        return repr(value)
+
+    return "".join(f"{key} = {literal(value)}\n" for key, value in settings.items())
