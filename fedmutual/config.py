@@ -61,15 +61,11 @@ class RunConfig(BaseModel):
     imbalance: Literal["none", "exponential", "step", "counts"] = Field(
         "exponential", description="shape of the long tail over classes"
     )
-    imbalance_ratio: Annotated[float, Field(gt=0, le=1)] = Field(
-        0.05, description="smallest over largest count"
-    )
+    imbalance_ratio: Annotated[float, Field(gt=0, le=1)] = Field(0.05, description="smallest over largest count")
     head_count: Count = Field(0, description="training samples of the largest class; 0: all there are")
     counts: Integers = Field("", description="training samples of each class, for imbalance = counts")
     held_out: Count = Field(20, description="samples of each class kept from training, to choose settings by")
-    test: Count = Field(
-        65, description="samples of each class kept for the report alone; 0: all of a test part"
-    )
+    test: Count = Field(65, description="samples of each class kept for the report alone; 0: all of a test part")
 
     # Diffusion
     process: Literal["ddpm", "ou"] = Field("ddpm", description="linear-beta DDPM or Ornstein-Uhlenbeck")
@@ -92,14 +88,10 @@ class RunConfig(BaseModel):
     # Local learning
     optimizer: Literal["adam", "sgd"] = Field("adam", description="of the local steps")
     learning_rate: Greater = Field(1e-3, description="after warm-up")
-    schedule: Literal["constant", "cosine"] = Field(
-        "cosine", description="cosine: falls to 0 at the last round"
-    )
+    schedule: Literal["constant", "cosine"] = Field("cosine", description="cosine: falls to 0 at the last round")
     warmup: Count = Field(0, description="steps over which the learning rate rises from 0")
     clip: NotNegative = Field(1.0, description="largest gradient norm; 0: no clipping")
-    ema: Fraction = Field(
-        0.999, description="decay of the averaged network that is published; 0: the iterate"
-    )
+    ema: Fraction = Field(0.999, description="decay of the averaged network that is published; 0: the iterate")
     batch: Positive = Field(32, description="samples drawn for a step")
     draws: Literal["fresh", "fixed"] = Field(
         "fresh", description="fixed: every step uses all samples at all times with noise drawn once"
@@ -140,17 +132,12 @@ class RunConfig(BaseModel):
     @model_validator(mode="after")
     def _consistent(self) -> "RunConfig":
         if self.process == "ddpm" and self.diffusion_steps <= 20:
-            raise ValueError(
-                "diffusion-steps must be above 20 for process = ddpm, whose last beta is 20 / steps"
-            )
+            raise ValueError("diffusion-steps must be above 20 for process = ddpm, whose last beta is 20 / steps")
         if self.process == "ou" and self.stop >= self.horizon:
             raise ValueError("stop must be below horizon")
         if self.sampling_steps > self.diffusion_steps:
             raise ValueError("sampling-steps must not exceed diffusion-steps")
-        if (
-            self.data in ("npz", "folder", "mnist", "fashion-mnist", "cifar10", "cifar100")
-            and not self.data_path
-        ):
+        if self.data in ("npz", "folder", "mnist", "fashion-mnist", "cifar10", "cifar100") and not self.data_path:
             raise ValueError(f"data-path is missing: data = {self.data} is read from there")
         if (self.imbalance == "counts") != bool(self.counts):
             raise ValueError("imbalance = counts and the setting counts go together")

@@ -1,1 +1,21 @@
 """Private long-tailed data: where it comes from and how one class's part is cut."""
+
+from fedmutual.data.sources import (
+    ClassData,
+    class_names,
+    load_class,
+    load_test,
+    num_classes,
+    sample_shape,
+    training_counts,
+)
+
+__all__ = [
+    "ClassData",
+    "class_names",
+    "load_class",
+    "load_test",
+    "num_classes",
+    "sample_shape",
+    "training_counts",
+]

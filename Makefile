@@ -1,0 +1,28 @@
+PYTHON ?= python3
+BIN := .venv/bin
+RUNS := runs/demo
+
+.PHONY: install demo test lint
+
+install: .venv/installed
+
+# Re-made only when the dependencies may have changed; the package itself is editable.
+.venv/installed: pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| { echo "fedmutual needs Python 3.11 or newer: run make PYTHON=python3.11 install" >&2; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --editable '.[test]'
+	touch $@
+
+demo: install
+	rm -rf $(RUNS)
+	$(BIN)/fedmutual simulate digits --out $(RUNS)/mutual
+	$(BIN)/fedmutual simulate digits -s beta=0 --out $(RUNS)/isolated
+	$(BIN)/fedmutual report $(RUNS)/mutual $(RUNS)/isolated --out $(RUNS)/report.html
+
+test: install lint
+	$(BIN)/python -m pytest
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .

@@ -1,0 +1,1 @@
+"""The Flower client: one class, its private data, its own network."""

@@ -1,0 +1,125 @@
+"""The ClientApp: says which class it is, and takes local steps against the peers it is sent.
+
+The only things that leave are the network and the numbers listed in `fedmutual.records`. The client's own
+machine decides where its data and its state lie: the node settings `data-path`, `store` and `device` win over
+what the server sends.
+"""
+
+import copy
+import json
+import time
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
+from torch import Tensor, nn
+
+from client.store import Store
+from fedmutual.config import RunConfig, UserError
+from fedmutual.data.sources import ClassData, load_class, num_classes
+from fedmutual.learning.igd import Peers, Player, held_out_loss, local_steps, make_process
+from fedmutual.networks import build
+from fedmutual.records import pack_network, pack_numbers, unpack_network
+
+NODE_SETTINGS = ("data-path", "store", "device")
+
+app = ClientApp()
+
+
+@app.query()
+def hello(message: Message, context: Context) -> Message:
+    """Which class this client holds, and how many clients its side was told there are (0: not told)."""
+    partitions = int(context.node_config.get("num-partitions", 0))
+    record = MetricRecord({"class": class_of(context), "partitions": partitions})
+    return Message(RecordDict({"hello": record}), reply_to=message)
+
+
+@app.train()
+def train(message: Message, context: Context) -> Message:
+    """One round: restore, step against frozen peers, save, reply with the network and the numbers."""
+    started = time.perf_counter()
+    order = message.content.config_records["order"]
+    config = RunConfig.of(json.loads(order["settings"]), _node_settings(context))
+    y, attempt, round_ = class_of(context), int(order["attempt"]), int(order["round"])
+    device = pick_device(config)
+    data = _load(config, y, device)
+    player = Player.start(build(config, tuple(data.train.shape[1:]), y).to(device), config)
+    store = Store(store_root(config), str(order["run"]), y)
+    with store.locked():
+        store.restore(player, attempt, round_, int(order["checkpointed"]))
+        peers = _peers(message.content, order, config, player.network)
+        process = make_process(config, device)
+        steps = local_steps(player, data.train, peers, config, process, y, round_)
+        store.keep(player, attempt, round_, int(order["checkpointed"]))
+    published = player.published()
+    numbers = {
+        "class": y,
+        "attempt": attempt,
+        "round": round_,
+        "step": player.step,
+        "samples": steps.samples,
+        "loss": steps.loss,
+        "mutual": steps.mutual,
+        "gradient-norm": steps.gradient_norm,
+    }
+    if config.evaluate_every and round_ % config.evaluate_every == 0 and len(data.held_out):
+        player.network.load_state_dict(published)
+        numbers["held-out-loss"] = held_out_loss(player.network, data.held_out, config, process, y)
+    if config.share_counts:
+        numbers["count"] = len(data.train)
+    numbers["seconds"] = time.perf_counter() - started
+    reply = RecordDict({"network": pack_network(published), "numbers": pack_numbers(numbers)})
+    return Message(reply, reply_to=message)
+
+
+def class_of(context: Context) -> int:
+    """The class of this client: `partition-id` in its node settings."""
+    if "partition-id" not in context.node_config:
+        raise UserError("this client has no class: start it with --node-config 'partition-id=0'")
+    return int(context.node_config["partition-id"])
+
+
+def _node_settings(context: Context) -> dict[str, str]:
+    return {key: str(context.node_config[key]) for key in NODE_SETTINGS if key in context.node_config}
+
+
+def store_root(config: RunConfig) -> Path:
+    """Where this client keeps its state."""
+    return Path(config.store).expanduser() if config.store else Path.home() / ".fedmutual" / "clients"
+
+
+def pick_device(config: RunConfig) -> torch.device:
+    """The device of the local steps.
+
+    Raises:
+        UserError: `device = cuda` on a machine without a GPU.
+    """
+    if config.device == "cuda" and not torch.cuda.is_available():
+        raise UserError("device = cuda, and torch sees no GPU here: use device = auto or cpu")
+    return torch.device("cuda" if config.device != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+@lru_cache(maxsize=16)
+def _load(config: RunConfig, y: int, device: torch.device) -> ClassData:
+    """This client's samples on the device, in the run's dtype; kept for the rounds that this process serves.
+
+    Raises:
+        UserError: there is no class y.
+    """
+    if y >= num_classes(config):
+        raise UserError(f"partition-id = {y}, and the classes are 0..{num_classes(config) - 1}")
+    data, dtype = load_class(config, y), getattr(torch, config.dtype)
+    return ClassData(data.train.to(device, dtype), data.held_out.to(device, dtype))
+
+
+def _peers(content: RecordDict, order: ConfigRecord, config: RunConfig, own: nn.Module) -> Peers:
+    """The peers' networks, checked as the server checks replies, frozen beside `own`."""
+    like: dict[str, Tensor] = {name: tensor.cpu() for name, tensor in own.state_dict().items()}
+    networks = []
+    for name in order["peers"]:
+        network = copy.deepcopy(own).eval().requires_grad_(False)
+        network.load_state_dict(unpack_network(content.array_records[name], like, config.norm_bound))
+        networks.append(network)
+    return Peers(networks, list(order["weights"]))

@@ -1,0 +1,86 @@
+"""Atomic files that know when they are damaged: safetensors with JSON beside the tensors, never pickle."""
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+
+class CheckpointError(RuntimeError):
+    """A file that is missing, cut short or altered; says which."""
+
+
+def write_atomic(path: Path, content: bytes) -> None:
+    """Put `content` at `path` so that a kill or a full disk leaves the old file or the new one, never a part."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        with partial.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except OSError:
+        partial.unlink(missing_ok=True)
+        raise
+    directory = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)
+
+
+def _digest(tensors: dict[str, Tensor], meta: str) -> str:
+    """SHA-256 over the meta text and every tensor's name, dtype, shape and bytes, in the order of names.
+
+    The tensors are contiguous and on the CPU.
+    """
+    digest = hashlib.sha256(meta.encode())
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def save(path: Path, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
+    """Write tensors and JSON-able `meta` as one file, atomically, with a digest that `load` checks."""
+    text = json.dumps(meta, sort_keys=True)
+    stored = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    header = {"meta": text, "sha256": _digest(stored, text)}
+    write_atomic(path, safetensors.torch.save(stored, header))
+
+
+def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The tensors, on the CPU, and the meta that `save` wrote.
+
+    Raises:
+        CheckpointError: no such file, or its content is not what was written.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+    except FileNotFoundError:
+        raise CheckpointError(f"{path} is missing") from None
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path} is damaged: {error}") from None
+    if "meta" not in header or header.get("sha256") != _digest(tensors, header["meta"]):
+        raise CheckpointError(f"{path} is damaged: its content does not match its checksum")
+    return tensors, json.loads(header["meta"])
+
+
+def load_newest(paths: list[Path]) -> tuple[Path, dict[str, Tensor], dict[str, Any]] | None:
+    """The last of `paths`, oldest first, that is whole; None when none is."""
+    for path in reversed(paths):
+        try:
+            return path, *load(path)
+        except CheckpointError:
+            continue
+    return None

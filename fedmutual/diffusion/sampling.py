@@ -1,0 +1,123 @@
+"""Samplers that reverse a process with a trained network: x_T ~ N(0, I) down to x_stop.
+
+All act on the same tables alpha, sigma; `clip` keeps the implied guess of x_0 inside [-1, 1], as DDPM does
+for images.
+"""
+
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+
+from fedmutual.diffusion.process import Process
+
+Predict = Callable[[Tensor, int], Tensor]
+"""(x: [batch, *dims], index of the training time) -> the network's estimate of the noise in x."""
+
+ROWS = 2**20
+"""Numbers in one batch of x: a large batch for small samples, and 341 for 32x32 RGB images."""
+
+
+def noise_predictor(network: torch.nn.Module, process: Process, parametrisation: str, clip: bool) -> Predict:
+    """The network's output as noise, eps = -sigma s for a score network, made consistent with the clipped x_0."""
+
+    def predict(x: Tensor, index: int) -> Tensor:
+        alpha, sigma = process.alpha[index], process.sigma[index]
+        output = network(x, process.times[index].expand(len(x)))
+        noise = output if parametrisation == "noise" else -sigma * output
+        if not clip:
+            return noise
+        return (x - alpha * ((x - sigma * noise) / alpha).clamp(-1, 1)) / sigma
+
+    return predict
+
+
+def _levels(process: Process, steps: int) -> Iterator[tuple[int, Tensor, Tensor]]:
+    """(index, alpha there, alpha after the step) for `steps` indices spread evenly from N - 1 down to 0."""
+    indices = torch.linspace(len(process) - 1, 0, steps).round().long().tolist()
+    stop = process.alpha.new_tensor(process.alpha_stop)
+    alphas = [*(process.alpha[index] for index in indices), stop]
+    yield from zip(indices, alphas[:-1], alphas[1:], strict=True)
+
+
+def _ddpm(predict: Predict, process: Process, x: Tensor, steps: int, generator: torch.Generator) -> Tensor:
+    """Ancestral sampling: x_s ~ q(x_s | x_t, x_0) at the predicted x_0 (Ho, Jain and Abbeel 2020, eq. 7)."""
+    for index, alpha, alpha_next in _levels(process, steps):
+        x0 = (x - process.sigma[index] * predict(x, index)) / alpha
+        ratio = alpha / alpha_next
+        variance, variance_next = 1 - alpha**2, 1 - alpha_next**2
+        mean = (alpha_next * (1 - ratio**2) * x0 + ratio * variance_next * x) / variance
+        spread = ((1 - ratio**2) * variance_next / variance).sqrt()
+        x = mean + spread * torch.randn(x.shape, generator=generator, device=x.device, dtype=x.dtype)
+    return x
+
+
+def _exponential(predict: Predict, process: Process, x: Tensor, steps: int, generator: torch.Generator) -> Tensor:
+    """Exponential integrator of the reverse Ornstein-Uhlenbeck process with the score frozen over a step:
+    x <- e^h x + 2 (e^h - 1) s(x, t) + sqrt(e^{2h} - 1) z, h the step in OU time (the paper, sampling)."""
+    for index, alpha, alpha_next in _levels(process, steps):
+        growth = alpha_next / alpha
+        score = -predict(x, index) / process.sigma[index]
+        noise = torch.randn(x.shape, generator=generator, device=x.device, dtype=x.dtype)
+        x = growth * x + 2 * (growth - 1) * score + (growth**2 - 1).sqrt() * noise
+    return x
+
+
+def _diffusers(name: str) -> Callable[..., Tensor]:
+    """A scheduler of diffusers over the process's own betas, 1 - (alpha_j / alpha_{j-1})²."""
+
+    def run(predict: Predict, process: Process, x: Tensor, steps: int, generator: torch.Generator) -> Tensor:
+        import diffusers  # seconds to import, and only few-step sampling needs it
+
+        alpha = process.alpha.double().cpu()
+        betas = 1 - (alpha / torch.cat([alpha.new_ones(1), alpha[:-1]])).square()
+        options = {"clip_sample": False} if name == "DDIMScheduler" else {}
+        scheduler = getattr(diffusers, name)(
+            trained_betas=betas.numpy(),
+            num_train_timesteps=len(betas),
+            timestep_spacing="trailing",
+            **options,
+        )
+        scheduler.set_timesteps(steps)
+        for t in scheduler.timesteps:
+            x = scheduler.step(predict(x, int(t)), t, x).prev_sample
+        return x
+
+    return run
+
+
+SAMPLERS = {
+    "ddpm": _ddpm,
+    "exponential": _exponential,
+    "ddim": _diffusers("DDIMScheduler"),
+    "dpm-solver++": _diffusers("DPMSolverMultistepScheduler"),
+}
+
+
+@torch.no_grad()
+def sample(
+    network: torch.nn.Module,
+    process: Process,
+    shape: tuple[int, ...],
+    count: int,
+    generator: torch.Generator,
+    *,
+    parametrisation: str,
+    sampler: str = "ddpm",
+    steps: int = 0,
+    clip: bool = False,
+) -> Tensor:
+    """`count` samples of one class, [count, *shape], in batches of at most `ROWS` numbers.
+
+    `steps` 0 takes one step for each training time. The process's tables and the generator must be on the
+    network's device and in its dtype. The network is left in evaluation mode.
+    """
+    network.eval()
+    predict = noise_predictor(network, process, parametrisation, clip)
+    options = {"generator": generator, "device": process.alpha.device, "dtype": process.alpha.dtype}
+    size = max(1, ROWS // torch.Size(shape).numel())
+    batches = []
+    for start in range(0, count, size):
+        x = torch.randn(min(size, count - start), *shape, **options)
+        batches.append(SAMPLERS[sampler](predict, process, x, steps or len(process), generator))
+    return torch.cat(batches) if batches else torch.empty(0, *shape, dtype=process.alpha.dtype)

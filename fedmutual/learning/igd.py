@@ -1,0 +1,249 @@
+"""Individual gradient descent: one player's local steps against frozen peers (the paper's Algorithm 1).
+
+theta_y <- theta_y - eta grad_{theta_y} [ L_y + beta_y M_y ](theta_y, theta_-y)
+
+Peers do not move within a call, so their outputs are computed for many steps in one large batch, and a step
+is the player's own forward and backward alone. Numbers leave the device once a call.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from fedmutual.config import RunConfig
+from fedmutual.diffusion import Process, ddpm, ornstein_uhlenbeck
+from fedmutual.diffusion.process import expand
+from fedmutual.learning.objective import denoising_loss, denoising_target, mutual_loss
+from fedmutual.seeds import derive, generator
+
+BLOCK = 2**18
+"""Numbers of x_t drawn, and run through every peer, at once: 128 steps of batch 32 on 8x8 images."""
+
+HELD_OUT_TIMES = 10
+
+
+class Diverged(RuntimeError):
+    """The loss or its gradient stopped being finite; says for which class, round and step."""
+
+
+@dataclass
+class Player:
+    """One class's state between rounds: network theta_y, optimiser, averaged parameters, steps taken."""
+
+    network: nn.Module
+    optimizer: torch.optim.Optimizer
+    average: list[Tensor]
+    step: int = 0
+
+    @classmethod
+    def start(cls, network: nn.Module, config: RunConfig) -> "Player":
+        parameters = list(network.parameters())
+        if config.optimizer == "adam":
+            optimizer = torch.optim.Adam(parameters, lr=config.learning_rate, fused=True)
+        else:
+            optimizer = torch.optim.SGD(parameters, lr=config.learning_rate)
+        return cls(network, optimizer, [parameter.detach().clone() for parameter in parameters])
+
+    def published(self) -> dict[str, Tensor]:
+        """The network that peers receive and samples come from: averaged parameters, and buffers as they are."""
+        names = [name for name, _ in self.network.named_parameters()]
+        return {**self.network.state_dict(), **dict(zip(names, self.average, strict=True))}
+
+
+@dataclass(frozen=True)
+class Peers:
+    """The frozen networks that one player sees, in evaluation mode, and their weights Q_y, which sum to 1."""
+
+    networks: Sequence[nn.Module] = ()
+    weights: Sequence[float] = ()
+
+    @torch.no_grad()
+    def mean(self, x: Tensor, t: Tensor) -> Tensor | None:
+        """E_Q s_{y'}(x, t), the shape of `x: [batch, *dims]`; None when there are no peers."""
+        total = None
+        for network, weight in zip(self.networks, self.weights, strict=True):
+            output = network(x, t) * weight
+            total = output if total is None else total.add_(output)
+        return total
+
+
+@dataclass(frozen=True)
+class Steps:
+    """What a call of `local_steps` measured: means over its steps, each of them before the update."""
+
+    loss: float
+    mutual: float
+    gradient_norm: float
+    samples: int
+
+
+class Batch(NamedTuple):
+    """One step's inputs: `x, target, peer_mean: [batch, *dims]`, `t, denoising, mutual: [batch]` (weights)."""
+
+    x: Tensor
+    t: Tensor
+    target: Tensor
+    peer_mean: Tensor | None
+    denoising: Tensor
+    mutual: Tensor
+
+
+def make_process(config: RunConfig, device: torch.device | str = "cpu") -> Process:
+    """The process of the settings, its tables on `device` in the run's dtype."""
+    if config.process == "ddpm":
+        process = ddpm(config.diffusion_steps)
+    else:
+        process = ornstein_uhlenbeck(config.horizon, config.stop, config.diffusion_steps)
+    return process.to(device, getattr(torch, config.dtype))
+
+
+def effective_beta(config: RunConfig, count: int) -> float:
+    """beta_y by the rule: beta, or beta r / (r + n_y), which spares a class with many samples its peers' pull."""
+    if config.beta_rule == "constant":
+        return config.beta
+    return config.beta * config.scarcity / (config.scarcity + count)
+
+
+def learning_rate(config: RunConfig, step: int) -> float:
+    """eta at a step counted from 0 over the whole run: linear warm-up, then constant or a half cosine to 0."""
+    rate = config.learning_rate * min(1.0, (step + 1) / max(1, config.warmup))
+    if config.schedule == "cosine":
+        rate *= (1 + math.cos(math.pi * step / (config.rounds * config.local_steps))) / 2
+    return rate
+
+
+def _batch(
+    x0: Tensor,
+    index: Tensor,
+    noise: Tensor,
+    peers: Peers,
+    process: Process,
+    config: RunConfig,
+) -> Batch:
+    """The inputs of one or more steps, flat over them: `x0, noise: [rows, *dims]`, `index: [rows]`."""
+    x, t = process.noised(x0, index, noise), process.times[index]
+    target = denoising_target(config.parametrisation, noise, expand(process.sigma[index], noise))
+    denoising, mutual = (process.weight(name)[index] for name in (config.lambda_weight, config.omega_weight))
+    return Batch(x, t, target, peers.mean(x, t), denoising, mutual)
+
+
+def _fresh(
+    data: Tensor,
+    peers: Peers,
+    process: Process,
+    config: RunConfig,
+    rng: torch.Generator,
+) -> Iterator[Batch]:
+    """Every step draws its own samples, times and noise; drawn and shown to the peers a block of steps at a time."""
+    block = max(1, BLOCK // (config.batch * data[0].numel()))
+    for start in range(0, config.local_steps, block):
+        steps = min(block, config.local_steps - start)
+        rows = steps * config.batch
+        options = {"generator": rng, "device": data.device}
+        x0 = data[torch.randint(len(data), (rows,), **options)]
+        if config.flips:
+            mirrored = torch.rand(rows, **options) < 0.5
+            x0 = torch.where(expand(mirrored, x0), x0.flip(-1), x0)
+        index = torch.randint(len(process), (rows,), **options)
+        noise = torch.randn(x0.shape, dtype=x0.dtype, **options)
+        flat = _batch(x0, index, noise, peers, process, config)
+        chunks = [part.split(config.batch) if part is not None else [None] * steps for part in flat]
+        yield from map(Batch._make, zip(*chunks, strict=True))
+
+
+def _fixed(
+    data: Tensor,
+    peers: Peers,
+    process: Process,
+    config: RunConfig,
+    rng: torch.Generator,
+) -> Iterator[Batch]:
+    """Every step sees all samples at all times, with noise [N, n, *dims] drawn once for the whole run."""
+    times, count = len(process), len(data)
+    noise = torch.randn(times, *data.shape, dtype=data.dtype, device=data.device, generator=rng).flatten(0, 1)
+    index = torch.arange(times, device=data.device).repeat_interleave(count)
+    x0 = data.repeat(times, *(1 for _ in data.shape[1:]))
+    batch = _batch(x0, index, noise, peers, process, config)
+    for _ in range(config.local_steps):
+        yield batch
+
+
+def local_steps(
+    player: Player,
+    data: Tensor,
+    peers: Peers,
+    config: RunConfig,
+    process: Process,
+    y: int,
+    round_: int,
+) -> Steps:
+    """`config.local_steps` steps of class y on its own `data: [n, *dims]`, in place.
+
+    Without peers the mutual term is 0. Randomness: (seed, y, round, "steps"), or (seed, y, 0, "noise") for
+    fixed draws.
+
+    Raises:
+        Diverged: at the first step whose loss or gradient is not finite; the player is then spoilt.
+    """
+    beta = effective_beta(config, len(data))
+    if config.draws == "fixed":
+        batches = _fixed(data, peers, process, config, generator(config.seed, y, 0, "noise", device=data.device))
+    else:
+        rng = generator(config.seed, y, round_, "steps", device=data.device)
+        batches = _fresh(data, peers, process, config, rng)
+    parameters = list(player.network.parameters())
+    measured = []
+    player.network.train()
+    with torch.random.fork_rng(devices=[data.device] if data.is_cuda else []):
+        torch.manual_seed(derive(config.seed, y, round_, "dropout"))
+        for batch in batches:
+            measured.append(_step(player, parameters, batch, beta, config))
+    loss, mutual, norm = (torch.stack(column).double().cpu() for column in zip(*measured, strict=True))
+    finite = loss.isfinite() & mutual.isfinite() & norm.isfinite()
+    if not finite.all():
+        first = int(finite.long().argmin()) + 1
+        raise Diverged(f"class {y}, round {round_}, local step {first}: the loss is no longer finite")
+    return Steps(float(loss.mean()), float(mutual.mean()), float(norm.mean()), len(measured) * len(batch.x))
+
+
+def _step(player: Player, parameters: list[Tensor], batch: Batch, beta: float, config: RunConfig) -> tuple[Tensor, ...]:
+    """One update; returns (denoising loss, mutual loss, gradient norm before clipping) as scalars on the device."""
+    output = player.network(batch.x, batch.t)
+    own = denoising_loss(output, batch.target, batch.denoising).mean()
+    pull = mutual_loss(output, output if batch.peer_mean is None else batch.peer_mean, batch.mutual).mean()
+    player.optimizer.zero_grad()
+    (own + beta * pull).backward()
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    norm = nn.utils.get_total_norm(gradients)
+    if config.clip:
+        nn.utils.clip_grads_with_norm_(parameters, config.clip, norm)
+    for group in player.optimizer.param_groups:
+        group["lr"] = learning_rate(config, player.step)
+    player.optimizer.step()
+    # A young average forgets its random start quickly, as in diffusers' EMAModel.
+    decay = min(config.ema, (1 + player.step) / (10 + player.step))
+    with torch.no_grad():
+        torch._foreach_lerp_(player.average, parameters, 1 - decay)
+    player.step += 1
+    return own.detach(), pull.detach(), norm
+
+
+@torch.no_grad()
+def held_out_loss(network: nn.Module, data: Tensor, config: RunConfig, process: Process, y: int) -> float:
+    """The denoising loss on samples kept from training, each at `HELD_OUT_TIMES` times spread over the process.
+
+    The draws are the same in every round, (seed, y, 0, "held-out"), so that rounds compare.
+    """
+    network.eval()
+    times = torch.linspace(0, len(process) - 1, HELD_OUT_TIMES, device=data.device).round().long()
+    rng = generator(config.seed, y, 0, "held-out", device=data.device)
+    noise = torch.randn(HELD_OUT_TIMES, *data.shape, dtype=data.dtype, device=data.device, generator=rng)
+    losses = []
+    for index, xi in zip(times, noise, strict=True):
+        batch = _batch(data, index.expand(len(data)), xi, Peers(), process, config)
+        losses.append(denoising_loss(network(batch.x, batch.t), batch.target, batch.denoising).mean())
+    return float(torch.stack(losses).mean())

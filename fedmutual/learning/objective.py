@@ -1,0 +1,27 @@
+"""The two losses, one number an example and both of one call shape.
+
+`output, target: [batch, *dims]`, `weight: [batch]` -> `[batch]`. ||.||² is the mean square over the d
+coordinates, so that a learning rate and a clip carry over between image sizes; the factor 1/d is the same
+in both terms and moves no minimiser.
+"""
+
+from torch import Tensor
+
+
+def denoising_target(parametrisation: str, noise: Tensor, sigma: Tensor) -> Tensor:
+    """What the network should put out for x_t = alpha x_0 + sigma xi: the noise xi, or the score -xi / sigma."""
+    return noise if parametrisation == "noise" else -noise / sigma
+
+
+def denoising_loss(output: Tensor, target: Tensor, weight: Tensor) -> Tensor:
+    """lambda(t) ||s_y(x_t, t) - target||²: denoising score matching (Vincent 2011)."""
+    return weight * (output - target).square().flatten(1).mean(1)
+
+
+def mutual_loss(output: Tensor, peer_mean: Tensor, weight: Tensor) -> Tensor:
+    """omega(t) ||s_y(x_t, t) - E_Q s_{y'}(x_t, t)||², with no gradient into the peers.
+
+    E_Q ||s_y - s_{y'}||² exceeds it by Var_Q(s_{y'}), which theta_y does not move: the gradient by the mean
+    of the peers is the gradient by all of them.
+    """
+    return denoising_loss(output, peer_mean.detach(), weight)

@@ -1,0 +1,51 @@
+"""The U-Net of Ho, Jain and Abbeel (2020), which is diffusers' `UNet2DModel`."""
+
+import math
+
+import torch
+from diffusers import UNet2DModel
+from torch import Tensor, nn
+
+from fedmutual.config import RunConfig, UserError
+
+
+class UNet(nn.Module):
+    """x: [batch, channels, height, width], t: [batch] -> the shape of x.
+
+    Width 128, multipliers 1,2,2,2, attention at 16 and depth 2 on 32x32 images is CBDM's network (35.7 M
+    parameters). Images whose sides the levels do not divide are padded with zeros and cropped back, so that
+    28x28 runs as 32x32 inside.
+    """
+
+    def __init__(self, shape: tuple[int, ...], config: RunConfig, time_scale: float):
+        super().__init__()
+        if len(shape) != 3:
+            raise UserError(f"network = unet needs images, and samples here have shape {shape}: use mlp")
+        multipliers = [int(part) for part in config.multipliers.split(",")]
+        attention = {int(part) for part in config.attention.split(",") if part}
+        self.time_scale = time_scale
+        stride = 2 ** (len(multipliers) - 1)
+        self.padding = [math.ceil(side / stride) * stride - side for side in shape[1:]]
+        side = shape[1] + self.padding[0]
+        attends = [side // 2**level in attention for level in range(len(multipliers))]
+        self.unet = UNet2DModel(
+            sample_size=side,
+            in_channels=shape[0],
+            out_channels=shape[0],
+            block_out_channels=tuple(config.width * multiplier for multiplier in multipliers),
+            layers_per_block=config.depth,
+            down_block_types=tuple("AttnDownBlock2D" if attend else "DownBlock2D" for attend in attends),
+            up_block_types=tuple("AttnUpBlock2D" if attend else "UpBlock2D" for attend in reversed(attends)),
+            attention_head_dim=None,
+            norm_num_groups=math.gcd(32, config.width),
+            norm_eps=1e-6,
+            downsample_padding=0,
+            flip_sin_to_cos=False,
+            freq_shift=1,
+            dropout=config.dropout,
+        )
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        height, width = x.shape[-2:]
+        padded = nn.functional.pad(x, (0, self.padding[1], 0, self.padding[0]))
+        return self.unet(padded, (t * self.time_scale).to(torch.float32)).sample[..., :height, :width]

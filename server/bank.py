@@ -1,0 +1,67 @@
+"""The server's state: one network a class, the round it was made in, and what may replace it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from flwr.app import ArrayRecord, RecordDict
+from torch import Tensor
+
+from fedmutual.config import RunConfig
+from fedmutual.networks import build
+from fedmutual.records import Network, Rejected, pack_network, unpack_network, unpack_numbers
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A class's network as it was accepted: for the mean, for checkpoints, and ready to be sent."""
+
+    network: Network
+    record: ArrayRecord
+    round: int
+
+
+class Bank:
+    """{class: network, round it was made in}; nothing enters unchecked, and a rejected reply changes nothing."""
+
+    def __init__(self, config: RunConfig, shape: tuple[int, ...], classes: int):
+        self.config, self.shape, self.classes = config, shape, classes
+        self.entries: dict[int, Entry] = {}
+        self.like: Network = build(config, shape, 0).state_dict()
+
+    def initial(self, y: int) -> Entry:
+        """Class y's network before training, which every holder of the seed can work out."""
+        network = build(self.config, self.shape, y).state_dict()
+        return Entry(network, pack_network(network), 0)
+
+    def accept(self, y: int, attempt: int, round_: int, content: RecordDict) -> dict[str, int | float]:
+        """Take the reply of class y to the order of this round; returns its numbers.
+
+        Raises:
+            Rejected: it answers another order, or its network fails a check of `unpack_network`.
+        """
+        numbers = unpack_numbers(content)
+        for name, expected in (("class", y), ("attempt", attempt), ("round", round_)):
+            if numbers[name] != expected:
+                raise Rejected(f"{name} is {numbers[name]}, and the order was for {expected}")
+        if y in self.entries and self.entries[y].round >= round_:
+            raise Rejected(f"class {y} has already replied for round {round_}")
+        if set(content.array_records) != {"network"}:
+            raise Rejected(f"the reply holds the arrays {sorted(content.array_records)[:3]}, not one network")
+        record = content.array_records["network"]
+        self.entries[y] = Entry(unpack_network(record, self.like, self.config.norm_bound), record, round_)
+        return numbers
+
+    def restore(self, networks: dict[int, tuple[Network, int]]) -> None:
+        """Fill the bank from a checkpoint: {class: (network, round it was made in)}."""
+        for y, (network, round_) in networks.items():
+            self.entries[y] = Entry(network, pack_network(network), round_)
+
+    def mean(self, peers: Sequence[Entry], weights: Sequence[float]) -> ArrayRecord:
+        """The network of mean parameters, sum_k w_k theta_k: the mean of the peers where features are shared."""
+        stacked = {name: torch.stack([peer.network[name] for peer in peers]) for name in self.like}
+        return pack_network({name: _weighted(tensor, weights) for name, tensor in stacked.items()})
+
+
+def _weighted(stacked: Tensor, weights: Sequence[float]) -> Tensor:
+    return torch.tensordot(stacked.new_tensor(weights), stacked, dims=1)

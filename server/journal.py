@@ -1,0 +1,161 @@
+"""The run folder as the server writes it: settings, history, checkpoints. A run that was killed continues here."""
+
+import json
+import os
+import platform
+import secrets
+import sys
+from contextlib import suppress
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fedmutual.checkpoint import load_newest, save, write_atomic
+from fedmutual.config import RunConfig, UserError, read_settings, write_settings
+from fedmutual.data.sources import class_names
+from server.bank import Bank
+
+MAY_CHANGE = {"rounds", "resume", "out", "store", "device", "timeout", "data-path", "download", "checkpoint-every"}
+"""Settings that a resumed run may change: they do not touch the rounds already done."""
+
+KEPT = 2
+"""Newest checkpoints that stay, so that a damaged one costs no more than a round; the best one stays too."""
+
+
+class Journal:
+    """The folder of one run.
+
+    run: the identity that clients file their state under; attempt: how often the server was started, by which
+    clients tell an abandoned server's orders; round: the last one done; best: (round, largest gradient norm).
+    """
+
+    def __init__(self, config: RunConfig, bank: Bank):
+        self.folder = run_folder(config)
+        self.round, self.best = 0, (0, float("inf"))
+        if config.resume:
+            self._reopen(config, bank)
+        else:
+            self._create(config, bank)
+        write_atomic(self.folder / "config.toml", write_settings(config.settings()).encode())
+        self.write_run(run=self.run, attempt=self.attempt, status="running")
+
+    def _create(self, config: RunConfig, bank: Bank) -> None:
+        if (self.folder / "config.toml").exists():
+            raise UserError(f"{self.folder} already holds a run: resume it, or choose another folder for out")
+        try:
+            (self.folder / "checkpoints").mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"{self.folder} cannot be made: {error.strerror}") from None
+        self.run, self.attempt = secrets.token_hex(8), 1
+        self.write_run(
+            name=config.data,
+            method="mutual" if config.beta else "isolated",
+            class_names=class_names(config),
+            training_counts=None,
+            shape=list(bank.shape),
+            parameters=sum(tensor.numel() for tensor in bank.like.values()),
+            versions=versions(),
+            hardware=hardware(),
+            started=datetime.now(UTC).isoformat(timespec="seconds"),
+        )
+
+    def _reopen(self, config: RunConfig, bank: Bank) -> None:
+        check_resumable(self.folder, config)
+        before = self.read_run()
+        self.run, self.attempt = before["run"], before["attempt"] + 1
+        found = load_newest(self._checkpoints())
+        if found:
+            _, tensors, meta = found
+            networks: dict[int, dict[str, torch.Tensor]] = {}
+            for name, tensor in tensors.items():
+                y, _, parameter = name.partition("/")
+                networks.setdefault(int(y), {})[parameter] = tensor
+            bank.restore({y: (network, meta["rounds"][str(y)]) for y, network in networks.items()})
+            self.round, self.best = meta["round"], tuple(meta["best"])
+        kept = [line for line in read_history(self.folder) if line["round"] <= self.round]
+        write_atomic(self.folder / "history.jsonl", "".join(json.dumps(line) + "\n" for line in kept).encode())
+
+    def _checkpoints(self) -> list[Path]:
+        return sorted((self.folder / "checkpoints").glob("round-*.safetensors"))
+
+    def append(self, lines: list[dict[str, Any]]) -> None:
+        """Add a round's lines to the history."""
+        with (self.folder / "history.jsonl").open("a") as file:
+            file.writelines(json.dumps(line) + "\n" for line in lines)
+
+    def checkpoint(self, bank: Bank, round_: int, gradient_norm: float) -> None:
+        """Save the bank after `round_`; `gradient_norm` is max_y ||grad_y||, infinite when a class is missing."""
+        if gradient_norm < self.best[1]:
+            self.best = (round_, gradient_norm)
+        tensors = {f"{y}/{name}": t for y, entry in bank.entries.items() for name, t in entry.network.items()}
+        rounds = {str(y): entry.round for y, entry in bank.entries.items()}
+        save(checkpoint_path(self.folder, round_), tensors, {"round": round_, "rounds": rounds, "best": self.best})
+        self.round = round_
+        for path in self._checkpoints()[:-KEPT]:
+            if path != checkpoint_path(self.folder, self.best[0]):
+                path.unlink()
+
+    def read_run(self) -> dict[str, Any]:
+        path = self.folder / "run.json"
+        return json.loads(path.read_text()) if path.exists() else {}
+
+    def write_run(self, **facts: Any) -> None:
+        """Update `run.json`, the facts about the run that are not settings."""
+        text = json.dumps({**self.read_run(), **facts}, indent=1)
+        write_atomic(self.folder / "run.json", text.encode())
+
+
+def run_folder(config: RunConfig) -> Path:
+    """`out`, or a new folder named by the time."""
+    if config.out:
+        return Path(config.out).expanduser().resolve()
+    stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
+    return Path.home() / ".fedmutual" / "runs" / f"{config.data}-{stamp}"
+
+
+def checkpoint_path(folder: Path, round_: int) -> Path:
+    return folder / "checkpoints" / f"round-{round_:06d}.safetensors"
+
+
+def read_history(folder: Path) -> list[dict[str, Any]]:
+    """The lines of `history.jsonl`; a last line that a kill cut short is left out."""
+    path = folder / "history.jsonl"
+    lines = []
+    for text in path.read_text().splitlines() if path.exists() else []:
+        try:
+            lines.append(json.loads(text))
+        except json.JSONDecodeError:
+            break
+    return lines
+
+
+def check_resumable(folder: Path, config: RunConfig) -> None:
+    """Raises `UserError` where there is no run in `folder`, or it cannot go on under these settings."""
+    if not (folder / "config.toml").exists() or not (folder / "run.json").exists():
+        raise UserError(f"{folder} holds no run to resume: name the folder that an earlier run wrote")
+    before, now = RunConfig.of(read_settings(folder / "config.toml")).settings(), config.settings()
+    changed = [key for key in now if now[key] != before[key] and key not in MAY_CHANGE]
+    if changed:
+        raise UserError(f"a resumed run keeps its settings, and {', '.join(changed)} would change: start a new run")
+    if now["rounds"] != before["rounds"] and config.schedule == "cosine":
+        raise UserError("rounds cannot change under schedule = cosine, whose learning rate ends at 0 with them")
+
+
+def versions() -> dict[str, str]:
+    """Versions of what a result may depend on."""
+    packages = ("fedmutual", "flwr", "ray", "torch", "numpy", "scikit-learn", "diffusers")
+    found = {"python": platform.python_version()}
+    for package in packages:
+        # Flower ships the app's code to a server in a bundle, so fedmutual itself need not be installed there.
+        with suppress(PackageNotFoundError):
+            found[package] = version(package)
+    return found
+
+
+def hardware() -> str:
+    """The server's processor and GPU, in words."""
+    gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
+    return f"{platform.machine()} {sys.platform}, {len(os.sched_getaffinity(0))} CPU cores{gpu}"
