@@ -330,7 +330,7 @@ def _npz(config: RunConfig, which: _Which) -> _Part:
             keys = [Path(name).stem for name in archive.namelist()]
         if {"train_images", "train_labels", "test_images", "test_labels"} <= set(keys):
             prefix, has_test = f"{which}_", True
-        elif "images" in keys:
+        elif keys == ["images"] or {"images", "labels"} <= set(keys):
             prefix, has_test = "", False
         else:
             raise UserError(
@@ -339,7 +339,7 @@ def _npz(config: RunConfig, which: _Which) -> _Part:
             )
         stored = _header(path, f"{prefix}images")
         shape = _npz_shape(path, *stored)
-        if "labels" not in keys and not has_test:
+        if keys == ["images"]:  # all of one class
             values, labels = np.zeros(1, int), np.zeros(stored[0][0], int)
         else:
             values = np.unique(_labels(path, "train_labels" if has_test else "labels"))
