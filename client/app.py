@@ -39,7 +39,6 @@ def hello(message: Message, context: Context) -> Message:
 @app.train()
 def train(message: Message, context: Context) -> Message:
     """One round: restore, step against frozen peers, save, reply with the network and the numbers."""
-    started = time.perf_counter()
     order = message.content.config_records["order"]
     config = RunConfig.of(json.loads(order["settings"]), _node_settings(context))
     y, attempt, round_ = class_of(context), int(order["attempt"]), int(order["round"])
@@ -51,7 +50,9 @@ def train(message: Message, context: Context) -> Message:
         store.restore(player, attempt, round_, int(order["checkpointed"]))
         peers = _peers(message.content, order, config, player.network)
         process = make_process(config, device)
+        started = time.perf_counter()
         steps = local_steps(player, data.train, peers, config, process, y, round_)
+        seconds = time.perf_counter() - started
         store.keep(player, attempt, round_, int(order["checkpointed"]))
     published = player.published()
     numbers = {
@@ -63,13 +64,13 @@ def train(message: Message, context: Context) -> Message:
         "loss": steps.loss,
         "mutual": steps.mutual,
         "gradient-norm": steps.gradient_norm,
+        "seconds": seconds,
     }
     if config.evaluate_every and round_ % config.evaluate_every == 0 and len(data.held_out):
         player.network.load_state_dict(published)
         numbers["held-out-loss"] = held_out_loss(player.network, data.held_out, config, process, y)
     if config.share_counts:
         numbers["count"] = len(data.train)
-    numbers["seconds"] = time.perf_counter() - started
     reply = RecordDict({"network": pack_network(published), "numbers": pack_numbers(numbers)})
     return Message(reply, reply_to=message)
 

@@ -10,15 +10,13 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from fedmutual.diffusion import WEIGHTS
-
 
 class UserError(ValueError):
     """Something the user can mend; its text is one line that says what is wrong and what to do."""
 
 
 def _integers(text: str) -> str:
-    if text and not all(part.strip().isdigit() for part in text.split(",")):
+    if text and not all(part.strip().isascii() and part.strip().isdigit() for part in text.split(",")):
         raise ValueError("must be whole numbers with commas between them, such as 1,28,28")
     return text
 
@@ -29,7 +27,7 @@ Fraction = Annotated[float, Field(ge=0, lt=1)]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Greater = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Integers = Annotated[str, AfterValidator(_integers)]
-Weight = Literal[tuple(WEIGHTS)]
+Weight = Literal["one", "t", "exp", "snr", "sigma"]
 
 SOURCES = ("digits", "gaussians", "mnist", "fashion-mnist", "cifar10", "cifar100", "npz", "folder")
 

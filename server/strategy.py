@@ -133,13 +133,13 @@ class MutualLearning(Strategy):
         """Check every reply into the bank, then history and checkpoint."""
         waiting = {order.metadata.message_id: y for y, order in self.orders.items()}
         lines = {y: self._line(y, "idle", "") for y in range(self.bank.classes)}
-        lines |= {y: self._line(y, "missing", "no reply in time") for y in self.orders}
         for reply in replies:
             y = waiting.pop(reply.metadata.reply_to_message_id, None)
             if y is None:
                 log(WARNING, "round %d: a second reply, or one to no order, is left aside", self.round)
             else:
                 lines[y] = self._check_in(y, reply)
+        lines |= {y: self._line(y, "missing", "no reply in time") for y in waiting.values()}
         seconds = time.monotonic() - self.started
         rows = [{**line, "round_seconds": seconds} for line in lines.values()]
         self.journal.append(rows)

@@ -74,7 +74,10 @@ def _gpus(config: RunConfig, wanted: int) -> int:
 
 
 def overhead(folder: Path, at_once: int) -> float | None:
-    """Wall time of all rounds over the clients' own compute spread evenly over `at_once` of them; 1 is ideal."""
+    """Wall time of all rounds over that of the clients' gradient steps alone, `at_once` of them at a time; 1 is ideal.
+
+    What is above 1 is Flower, Ray, checks, checkpoints, the clients' loading and saving, and waiting.
+    """
     history = read_history(folder)
     compute = sum(line["seconds"] or 0.0 for line in history)
     wall = sum({line["round"]: line["round_seconds"] for line in history}.values())

@@ -8,7 +8,7 @@ class `s{k}`.
 import base64
 import io
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -21,8 +21,8 @@ from PIL import Image
 STYLES = 6
 """Number of line styles; more series than that repeat them."""
 
-WIDTH, HEIGHT = 200, 130
-LEFT, RIGHT, TOP, BOTTOM = 36, 8, 8, 18
+WIDTH, HEIGHT = 168, 118
+LEFT, RIGHT, TOP, BOTTOM = 32, 6, 8, 18
 
 Array = NDArray[np.floating]
 
@@ -71,6 +71,7 @@ class Axis(NamedTuple):
 
 def rounds_axis(values: Iterable[float]) -> Axis:
     """The horizontal axis of curves over rounds, without a margin."""
+    values = list(values)
     low, high = min(values), max(values)
     return Axis(low, high if high > low else low + 1, LEFT, WIDTH - RIGHT)
 
@@ -129,9 +130,9 @@ def _span(groups: Iterable[Array]) -> tuple[float, float]:
     return float(bounds.min()), float(bounds.max())
 
 
-def histogram(real: Array | None, generated: Sequence[Array], label: str, bins: int = 30) -> Markup:
-    """1-D densities: real samples as a grey area, each of `generated` ([n]) as a line of its own style."""
-    groups = [group for group in (real, *generated) if group is not None]
+def histogram(real: Array | None, generated: Mapping[int, Array], label: str, bins: int = 30) -> Markup:
+    """1-D densities: real samples as a grey area, `generated` ([n], by style) as lines."""
+    groups = [group for group in (real, *generated.values()) if group is not None]
     low, high = _span(groups)
     edges = np.linspace(low, high if high > low else low + 1, bins + 1)
 
@@ -140,7 +141,7 @@ def histogram(real: Array | None, generated: Sequence[Array], label: str, bins: 
         steps = [(x, y) for y, ends in zip(share, pairwise(edges), strict=True) for x in ends]
         return [(edges[0], 0.0), *steps, (edges[-1], 0.0)]
 
-    lines = [Series(k, outline(values)) for k, values in enumerate(generated)]
+    lines = [Series(style, outline(values)) for style, values in generated.items()]
     area = outline(real) if real is not None else []
     across = Axis(edges[0], edges[-1], LEFT, WIDTH - RIGHT)
     heights = [y for _, y in area] + [y for line in lines for _, y in line.points]
@@ -181,11 +182,10 @@ def tiles(images: Array, columns: int = 4, most: int = 20) -> str:
     colours = pixels if pixels.shape[3] == 3 else pixels[..., :1].repeat(3, axis=3)
     tall, wide, gap = height * zoom, width * zoom, 2
     rows = max(1, -(-count // columns))
-    sheet = np.zeros((rows * (tall + gap) - gap, columns * (wide + gap) - gap, 4), np.uint8)
+    sheet = np.full((rows * (tall + gap) - gap, columns * (wide + gap) - gap, 3), 128, np.uint8)
     for index, tile in enumerate(colours):
         top, left = (index // columns) * (tall + gap), (index % columns) * (wide + gap)
-        sheet[top : top + tall, left : left + wide, :3] = tile
-        sheet[top : top + tall, left : left + wide, 3] = 255
+        sheet[top : top + tall, left : left + wide] = tile
     file = io.BytesIO()
     Image.fromarray(sheet).save(file, "PNG", optimize=True)
     return png_address(file.getvalue())
@@ -194,3 +194,33 @@ def tiles(images: Array, columns: int = 4, most: int = 20) -> str:
 def png_address(content: bytes) -> str:
     """A PNG file's content as a data address, so that the page needs no other file."""
     return "data:image/png;base64," + base64.b64encode(content).decode()
+
+
+def picture(address: str, label: str) -> Markup:
+    """An image element; `label` stands for it where it cannot be seen."""
+    return Markup('<img src="{}" alt="{}">').format(address, label)
+
+
+def sample_panels(
+    shape: tuple[int, ...], real: Array | None, generated: Mapping[int, Array], name: str
+) -> list[tuple[int | None, Markup]]:
+    """One class's samples as (style of the series, or None for real ones; figure).
+
+    `real` and the values of `generated`, by style, are `[n, *shape]`. Images become grids, numbers one histogram
+    of all (its style is None too), points a scatter plot for each series.
+    """
+    flat = {style: np.asarray(values).reshape(len(values), -1) for style, values in generated.items()}
+    points = None if real is None else np.asarray(real).reshape(len(real), -1)
+    if len(shape) == 3:
+        series = ([(None, real)] if real is not None else []) + list(generated.items())
+        label = {None: f"real samples of class {name}"}
+        return [
+            (style, picture(tiles(images), label.get(style, f"generated samples of class {name}")))
+            for style, images in series
+        ]
+    if not flat:
+        return []
+    label = f"class {name}: generated against real samples"
+    if math.prod(shape) == 1:
+        return [(None, histogram(points, {style: values[:, 0] for style, values in flat.items()}, label))]
+    return [(style, scatter(points, values, style, label)) for style, values in flat.items()]

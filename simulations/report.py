@@ -1,15 +1,8 @@
-"""The report: one self-contained page, and table rows, made from run folders and from nothing else.
+"""The report: one self-contained page, and table rows, made from run folders and from nothing else."""
 
-Runs of one method and the same settings that differ in their seed alone are one *arm*; its numbers are means
-over its seeds.
-"""
-
-import csv
-import json
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from datetime import datetime
+from collections.abc import Iterable, Sequence
+from itertools import zip_longest
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -19,173 +12,17 @@ import numpy as np
 from markupsafe import Markup
 from scipy.stats import t as student
 
-from fedmutual.config import RunConfig, UserError, read_settings
-from fedmutual.evaluation import LARGER_IS_WORSE, SMALLER_IS_WORSE, ClassSummary, summarise
+from fedmutual.config import RunConfig, UserError
+from fedmutual.evaluation import LARGER_IS_WORSE, SMALLER_IS_WORSE
 from simulations import figures
+from simulations.runs import Arm, Run, arms_of, read_runs, read_samples
 
-METRICS = ("fd", "fd-features", "kl", "kid", "precision", "recall", "f8", "memorisation")
+DISTANCES = ("fd", "fd-features", "kl", "kid")  # the answer is given in the first of these that was measured
+METRICS = (*DISTANCES, "precision", "recall", "f8", "memorisation")
 CURVES = ("held_out", "loss", "mutual", "grad_norm")
 FAULTS = ("rejected", "missing", "error")
-NOT_THE_METHOD = frozenset({"seed", "out", "store", "resume", "device", "timeout"})  # they make no other arm
 
 Table = dict[str, list[Any]]  # {"head": cells, "rows": lists of cells}; the first of a row is its heading
-
-
-@dataclass(frozen=True)
-class Run:
-    """What one run folder holds."""
-
-    folder: Path
-    facts: dict[str, Any]  # run.json
-    settings: dict[str, Any]
-    history: list[dict[str, Any]]  # one (round, class) each, in this order
-    rows: list[dict[str, Any]]  # metrics.csv: class is an index, "worst" or "mean"
-
-    @property
-    def name(self) -> str:
-        return str(self.facts["name"])
-
-    @property
-    def method(self) -> str:
-        return str(self.facts["method"])
-
-    @property
-    def seed(self) -> int:
-        return int(self.settings.get("seed", 0))
-
-    @property
-    def classes(self) -> list[str]:
-        return [str(name) for name in self.facts["class_names"]]
-
-    @property
-    def rounds_done(self) -> int:
-        return max((line["round"] for line in self.history), default=0)
-
-    def scores(self, metric: str) -> dict[int, float]:
-        """The metric's value for each class that has a line."""
-        return {
-            row["class"]: row["value"]
-            for row in self.rows
-            if row["metric"] == metric and isinstance(row["class"], int)
-        }
-
-
-@dataclass
-class Arm:
-    """Runs that differ in their seed alone, and the name and line style they share."""
-
-    runs: list[Run]
-    style: int = 0
-    label: str = ""
-    differs_in: dict[str, Any] = field(default_factory=dict)
-
-    def mean(self, metric: str, y: int) -> float:
-        """Class y's value, averaged over the seeds that have one."""
-        values = [run.scores(metric).get(y, math.nan) for run in self.runs]
-        values = [value for value in values if not math.isnan(value)]
-        return mean(values) if values else math.nan
-
-    def summary(self, metric: str) -> ClassSummary:
-        """Worst class and mean over classes, of the values averaged over seeds."""
-        return summarise(metric, {y: self.mean(metric, y) for y in range(len(self.runs[0].classes))})
-
-    def worst_by_seed(self, metric: str) -> dict[int, float]:
-        """The worst class's value in each seed's run."""
-        worst = {run.seed: summarise(metric, run.scores(metric)).worst for run in self.runs}
-        return {seed: value for seed, value in worst.items() if not math.isnan(value)}
-
-
-# Reading
-
-
-def read_run(folder: Path) -> Run:
-    """One run folder; only config.toml and run.json must be there, as in a run that has just begun.
-
-    Raises:
-        UserError: no folder, a file missing, or one that does not hold what it should.
-    """
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise UserError(f"{folder} is not a run folder: there is no such folder")
-    facts = _read_facts(folder / "run.json")
-    return Run(
-        folder=folder,
-        facts=facts,
-        settings=read_settings(folder / "config.toml"),
-        history=_read_history(folder / "history.jsonl"),
-        rows=_read_metrics(folder / "metrics.csv", len(facts["class_names"])),
-    )
-
-
-def _read_facts(path: Path) -> dict[str, Any]:
-    try:
-        facts = json.loads(path.read_bytes())
-    except FileNotFoundError:
-        raise UserError(f"{path} is missing: {path.parent} is not a run folder") from None
-    except ValueError as error:
-        raise UserError(f"{path} is not valid JSON: {error}") from None
-    lacking = [key for key in ("name", "method", "class_names") if key not in facts]
-    if lacking:
-        raise UserError(f"{path} lacks {', '.join(lacking)}")
-    return facts
-
-
-def _read_history(path: Path) -> list[dict[str, Any]]:
-    """The lines in order of round and class; of two for the same, the later. A cut last line is left out."""
-    if not path.exists():
-        return []
-    lines = path.read_bytes().split(b"\n")
-    history = {}
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            entry = json.loads(line)
-            history[entry["round"], entry["class"]] = entry
-        except (ValueError, KeyError, TypeError):
-            if number == len(lines):  # a whole line ends in a newline, so that this one was being written
-                break
-            raise UserError(f"{path}, line {number} is not a line of history: is the file damaged?") from None
-    return [history[key] for key in sorted(history)]
-
-
-def _read_metrics(path: Path, classes: int) -> list[dict[str, Any]]:
-    if not path.exists():
-        return []
-    with path.open(newline="") as file:
-        lines = list(csv.DictReader(file))
-    rows, seen = [], set()
-    for number, line in enumerate(lines, 2):
-        try:
-            y = line["class"] if line["class"] in ("worst", "mean") else int(line["class"])
-            row = {
-                "method": line["method"],
-                "seed": int(line["seed"]),
-                "class": y,
-                "n_train": int(line["n_train"]) if line["n_train"] else None,
-                "metric": line["metric"],
-                "value": float(line["value"]) if line["value"] else math.nan,
-            }
-        except (KeyError, TypeError, ValueError):
-            header = "method,seed,class,n_train,metric,value"
-            raise UserError(f"{path}, line {number} is not of the form {header}") from None
-        if isinstance(y, int) and y >= classes:
-            raise UserError(f"{path}, line {number}: class {y} of {classes} classes")
-        if (y, row["metric"]) in seen:
-            raise UserError(f"{path} gives {row['metric']} of class {y} twice: a folder holds one run")
-        seen.add((y, row["metric"]))
-        rows.append(row)
-    return rows
-
-
-def _read_all(folders: Sequence[Path]) -> list[Run]:
-    runs = [read_run(folder) for folder in folders]
-    if not runs:
-        raise UserError("no run folder was given")
-    for run in runs:
-        if run.classes != runs[0].classes:
-            raise UserError(f"{runs[0].name} and {run.name} have different classes: report them separately")
-    return runs
 
 
 def table(runs: Sequence[Path]) -> list[dict[str, Any]]:
@@ -199,37 +36,13 @@ def table(runs: Sequence[Path]) -> list[dict[str, Any]]:
     """
     order = {"worst": -2, "mean": -1}
     rows = []
-    for run in _read_all(runs):
+    for run in read_runs(runs):
         for row in sorted(run.rows, key=lambda row: order.get(row["class"], row["class"])):
             y = row["class"]
             name = run.classes[y] if isinstance(y, int) else y
             value = None if math.isnan(row["value"]) else row["value"]
             rows.append({"run": run.name, **row, "name": name, "value": value})
     return rows
-
-
-# Arms
-
-
-def arms_of(runs: Sequence[Run]) -> list[Arm]:
-    """Runs grouped by method and settings, the seed apart; a seed that comes again starts an arm of its own."""
-    groups: dict[tuple[Any, ...], list[Run]] = {}
-    for run in runs:
-        same = frozenset(item for item in run.settings.items() if item[0] not in NOT_THE_METHOD)
-        again = sum(
-            run.seed == other.seed for key, group in groups.items() if key[:2] == (run.method, same) for other in group
-        )
-        groups.setdefault((run.method, same, again), []).append(run)
-    arms = [Arm(group, style) for style, group in enumerate(groups.values())]
-    for arm in arms:
-        rivals = [other.runs[0].settings for other in arms if other.runs[0].method == arm.runs[0].method]
-        own = arm.runs[0].settings
-        told = [key for key in own if key not in NOT_THE_METHOD and any(r.get(key) != own[key] for r in rivals)]
-        arm.label = ", ".join([arm.runs[0].method, *(f"{key} {own[key]}" for key in told)])
-    for arm in arms:
-        if sum(arm.label == other.label for other in arms) > 1:
-            arm.label += f" ({arm.runs[0].name})"
-    return arms
 
 
 # The answer
@@ -262,63 +75,71 @@ def _interval(values: Sequence[float]) -> float:
 
 def headline(arms: Sequence[Arm]) -> list[str]:
     """The answer in sentences: which class is worst, and which arm has the better worst class."""
-    metric = next((name for name in METRICS if any(arm.worst_by_seed(name) for arm in arms)), None)
+    metric = next((name for name in DISTANCES if any(arm.summaries(name) for arm in arms)), None)
     if metric is None:
         return ["No samples have been measured yet, so there is no answer. What is known so far is below."]
-    measured = [arm for arm in arms if arm.worst_by_seed(metric)]
-    sign = 1 if metric in LARGER_IS_WORSE else -1
-    measured.sort(key=lambda arm: sign * mean(arm.worst_by_seed(metric).values()))
-    best, *others = measured
-    counts = _training_counts(best.runs)
-
-    def worst(arm: Arm) -> str:
-        y = arm.summary(metric).worst_class
-        count = f" ({counts[y]} training samples)" if y in counts else ""
-        return f"class {arm.runs[0].classes[y]}{count}, {metric} {number(mean(arm.worst_by_seed(metric).values()))}"
-
-    if not others:
-        overall = number(best.summary(metric).mean)
-        answer = [f"The worst class with {best.label} is {worst(best)}; the mean over classes is {overall}."]
+    worst = {arm.style: [summary.worst for summary in arm.summaries(metric).values()] for arm in arms}
+    measured = [arm for arm in arms if worst[arm.style]]
+    best, *others = sorted(measured, key=lambda arm: mean(worst[arm.style]))
+    value = f"at a distance of {number(mean(worst[best.style]))} from real data ({metric}; 0 is best)"
+    if others:
+        answer = [f"The worst class fares best with {best.label}: it is {_worst_class(best, metric)}, {value}."]
+        answer += [f"With {arm.label} it is {_worst_class(arm, metric)}, {_gap(best, arm, metric)}." for arm in others]
     else:
-        answer = [f"{best.label} has the best worst class: {worst(best)}."]
-        answer += [f"With {arm.label} the worst is {worst(arm)}: {_gap(best, arm, metric)}." for arm in others]
-    if max(len(arm.runs) for arm in measured) == 1:
-        what = "This rests on one seed" if not others else "Each rests on one seed"
-        answer.append(f"{what}, and one seed proves nothing: repeat the run with several before believing it.")
+        overall = mean(summary.mean for summary in best.summaries(metric).values())
+        answer = [f"The worst class with {best.label} is {_worst_class(best, metric)}, {value}."]
+        answer.append(f"The mean over classes is {number(overall)}.")
+    if max(map(len, worst.values())) == 1:
+        what = "Each rests" if others else "This rests"
+        answer.append(f"{what} on one seed, and one seed proves nothing: repeat with several before believing it.")
     return answer
+
+
+def _worst_class(arm: Arm, metric: str) -> str:
+    worst, counts = arm.worst_classes(metric), _training_counts(arm.runs)
+    names = " or ".join(arm.runs[0].classes[y] for y in worst)
+    if len(worst) > 1:
+        return f"class {names}"
+    return f"class {names} ({counts[worst[0]]} training samples)" if worst[0] in counts else f"class {names}"
 
 
 def _gap(best: Arm, other: Arm, metric: str) -> str:
     """How far the other's worst class is from the best's, with an interval where seeds can be paired."""
-    ours, theirs = best.worst_by_seed(metric), other.worst_by_seed(metric)
-    gap = mean(theirs.values()) - mean(ours.values())
-    base = mean(ours.values())
-    text = f"{number(abs(gap))} {'higher' if gap >= 0 else 'lower'}"
-    text += f" ({abs(gap / base):.0%})" if base else ""
+    ours, theirs = ({seed: s.worst for seed, s in arm.summaries(metric).items()} for arm in (best, other))
+    base, value = mean(ours.values()), mean(theirs.values())
+    share = f" ({_percent((value - base) / base)})" if base > 0 else ""
+    text = f"at {number(value)}: {number(value - base)} higher{share}"
     pairs = [theirs[seed] - ours[seed] for seed in ours if seed in theirs]
     if len(pairs) < 2:
         return text
-    half, middle = _interval(pairs), mean(pairs)
-    clear = "" if abs(middle) > half else ", which may be chance"
-    return f"{text}; 95 % interval {number(middle - half)} to {number(middle + half)} over {len(pairs)} seeds{clear}"
+    middle, half = mean(pairs), _interval(pairs)
+    chance = ", so it may be chance" if abs(middle) <= half else ""
+    return f"{text}; 95 % interval {number(middle - half)} to {number(middle + half)} over {len(pairs)} seeds{chance}"
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f} %" if share < 0.1 else f"{100 * share:.0f} %"
 
 
 # Sections
 
 
-def _heads(arms: Sequence[Arm]) -> list[Markup]:
-    return [figures.swatch(arm.style) + Markup(" {}").format(arm.label) for arm in arms]
+def _head(arm: Arm) -> Markup:
+    return figures.swatch(arm.style) + Markup(" {}").format(arm.label)
 
 
-def _marked(values: Sequence[float], metric: str, notes: Sequence[str]) -> list[Markup]:
-    """A row's cells with the best value in bold and starred, and each cell's small note."""
+def _cells(metric: str, samples: Sequence[Sequence[float]], notes: Sequence[str] = ()) -> list[Markup]:
+    """A row's cells, a sample of seeds each: the mean, the best in bold and starred; an interval and a note small."""
+    values = [mean(sample) if sample else math.nan for sample in samples]
     known = [value for value in values if not math.isnan(value)]
     directed = metric in LARGER_IS_WORSE | SMALLER_IS_WORSE and len(set(known)) > 1
     best = (min if metric in LARGER_IS_WORSE else max)(known) if directed else None
     cells = []
-    for value, note in zip(values, notes, strict=True):
+    for value, sample, note in zip_longest(values, samples, notes, fillvalue=""):
         form = '<b>{}<span class="star" title="best of the row"> ★</span></b>' if value == best else "{}"
-        cells.append(Markup(form).format(number(value)) + (Markup("<small>{}</small>").format(note) if note else ""))
+        spread = f"± {number(_interval(sample))}" if len(sample) > 1 else ""
+        small = [Markup("<small>{}</small>").format(text) for text in (spread, note) if text]
+        cells.append(Markup(form).format(number(value)) + Markup("").join(small))
     return cells
 
 
@@ -333,26 +154,26 @@ def metric_tables(arms: Sequence[Arm]) -> list[dict[str, Any]]:
     for metric in names:
         rows = []
         if metric in METRICS:
-            sums = [arm.summary(metric) for arm in arms]
-            notes = [f"class {classes[s.worst_class]}" if s.worst_class is not None else "" for s in sums]
-            rows.append(["worst class", "", "", *_marked([s.worst for s in sums], metric, notes)])
-            rows.append(["mean", "", "", *_marked([s.mean for s in sums], metric, [""] * len(arms))])
+            sums = [arm.summaries(metric).values() for arm in arms]
+            notes = [_short_names([classes[y] for y in arm.worst_classes(metric)]) for arm in arms]
+            rows.append(["worst class", "", "", *_cells(metric, [[s.worst for s in found] for found in sums], notes)])
+            rows.append(["mean", "", "", *_cells(metric, [[s.mean for s in found] for found in sums])])
         for y, name in enumerate(classes):
-            values = [arm.mean(metric, y) for arm in arms]
-            notes = [_spread(arm, metric, y) for arm in arms]
-            rows.append([name, counts.get(y, "–"), _whole(real.get(y)), *_marked(values, metric, notes)])
-        tables.append({"metric": metric, "head": ["class", "train", "real", *_heads(arms)], "rows": rows})
+            cells = _cells(metric, [arm.values(metric, y) for arm in arms])
+            rows.append([name, counts.get(y, "–"), _whole(real.get(y)), *cells])
+        tables.append({"metric": metric, "head": ["class", "train", "real", *map(_head, arms)], "rows": rows})
     return tables
+
+
+def _short_names(names: Sequence[str]) -> str:
+    """class 9; class 8, 9; class 5 and 3 more."""
+    if not names:
+        return ""
+    return f"class {', '.join(names)}" if len(names) < 3 else f"class {names[0]} and {len(names) - 1} more"
 
 
 def _whole(value: float | None) -> str:
     return "–" if value is None or math.isnan(value) else f"{value:.0f}"
-
-
-def _spread(arm: Arm, metric: str, y: int) -> str:
-    values = [run.scores(metric).get(y, math.nan) for run in arm.runs]
-    values = [value for value in values if not math.isnan(value)]
-    return f"± {number(_interval(values))}" if len(values) > 1 else ""
 
 
 def curves(arms: Sequence[Arm]) -> list[dict[str, Any]]:
@@ -390,3 +211,195 @@ def _points(run: Run, quantity: str) -> dict[int, list[tuple[float, float]]]:
             continue
         points.setdefault(line["class"], []).append((line["round"], value))
     return points
+
+
+def samples(arms: Sequence[Arm]) -> list[dict[str, Any]]:
+    """For each class its generated samples, an arm beside the other (its first seed), and real ones."""
+    first = arms[0].runs[0]
+    shape = tuple(first.facts.get("shape") or ())
+    counts = _training_counts(run for arm in arms for run in arm.runs)
+    stores = [read_samples(arm.runs[0].folder) for arm in arms]
+    captions = {arm.style: _head(arm) for arm in arms} | ({None: "real"} if len(shape) == 3 else {})
+    sections = []
+    for y, name in enumerate(first.classes):
+        real = next((store[f"real_{y}"] for store in stores if f"real_{y}" in store), None)
+        drawn = {
+            arm.style: store[f"generated_{y}"]
+            for arm, store in zip(arms, stores, strict=True)
+            if f"generated_{y}" in store
+        }
+        panels = figures.sample_panels(shape, real, drawn, name)
+        panels += [  # without the samples themselves, the grids that the run drew of them
+            (arm.style, figures.picture(figures.png_address(path.read_bytes()), f"samples of class {name}"))
+            for arm in arms
+            if arm.style not in drawn and (path := arm.runs[0].folder / f"samples/class-{y:03d}.png").exists()
+        ]
+        if panels:
+            captioned = [(captions.get(style, ""), figure) for style, figure in panels]
+            sections.append({"name": name, "count": counts.get(y), "panels": captioned})
+    return sections
+
+
+def size(count: float) -> str:
+    """Bytes in decimal units: 1.5 MB."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.0f} B" if unit == "B" else f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:.3g} TB"
+
+
+def duration(seconds: float | None) -> str:
+    """Seconds as a person says them: 0.25 s, 42 s, 3 min 20 s, 2 h 5 min."""
+    if seconds is None:
+        return "–"
+    if seconds < 60:
+        return f"{seconds:.2g} s" if seconds < 9.95 else f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return (
+        f"{seconds // 60:.0f} min {seconds % 60:.0f} s" if seconds < 3600 else f"{minutes // 60} h {minutes % 60} min"
+    )
+
+
+def costs(arms: Sequence[Arm]) -> list[dict[str, Any]]:
+    """For each arm the bytes that each client received and sent, and its own compute; means over seeds."""
+    tables = []
+    for arm in arms:
+        sums = np.zeros((len(arm.runs[0].classes), 3))
+        for line in (line for run in arm.runs for line in run.history):
+            sums[line["class"]] += [line.get(key) or 0 for key in ("bytes_down", "bytes_up", "seconds")]
+        if sums.any():
+            sums /= len(arm.runs)
+            clients = [("all clients", sums.sum(0)), *zip(arm.runs[0].classes, sums, strict=True)]
+            rows = [[name, size(down), size(up), duration(own)] for name, (down, up, own) in clients]
+            tables.append({"title": _head(arm), "head": ["client", "received", "sent", "own compute"], "rows": rows})
+    return tables
+
+
+def times(arms: Sequence[Arm]) -> list[dict[str, Any]]:
+    """For each run its wall time in three parts: the clients' compute, the rest of the rounds, the rest.
+
+    The first is what perfect scheduling would need: the sum of the clients' own compute over the clients at once.
+    """
+    bars = []
+    for title, run in _titled(arms):
+        local = sum(line.get("seconds") or 0 for line in run.history)
+        rounds = sum({line["round"]: line.get("round_seconds") or 0 for line in run.history}.values())
+        if not local or not rounds:
+            continue
+        at_once = run.facts.get("clients_at_once") or 1
+        whole = max(run.facts.get("wall_seconds") or 0, rounds)
+        ideal = min(local / at_once, rounds)
+        parts = [("clients' compute", ideal), ("rest of the rounds", rounds - ideal), ("outside them", whole - rounds)]
+        ratio = run.facts.get("overhead") or rounds * at_once / local
+        bars.append(
+            {"title": title, "parts": parts, "whole": whole, "local": local, "at_once": at_once, "ratio": ratio}
+        )
+    return bars
+
+
+def faults(arms: Sequence[Arm]) -> Table:
+    """Every reply that was rejected, missing or an error, with its reason."""
+    rows = [
+        [title, line["round"], run.classes[line["class"]], line["status"], line.get("reason") or "–"]
+        for title, run in _titled(arms)
+        for line in run.history
+        if line.get("status") in FAULTS
+    ]
+    return {"head": ["run", "round", "class", "status", "reason"], "rows": rows}
+
+
+def _titled(arms: Sequence[Arm]) -> list[tuple[str, Run]]:
+    return [(arm.title(run), run) for arm in arms for run in arm.runs]
+
+
+def settings(arms: Sequence[Arm]) -> dict[str, Table]:
+    """Settings by arm: `away` from their default in any arm, and `all`."""
+    defaults = RunConfig().settings()
+    unknown = {key for arm in arms for key in arm.runs[0].settings} - set(defaults)
+
+    def values(key: str) -> list[str]:
+        return [", ".join(dict.fromkeys(_literal(run.settings.get(key)) for run in arm.runs)) for arm in arms]
+
+    rows = {key: [key, *values(key), _literal(defaults.get(key))] for key in [*defaults, *sorted(unknown)]}
+    away = [row for key, row in rows.items() if set(row[1:-1]) != {row[-1]} and key not in ("out", "store")]
+    head = ["setting", *(_head(arm) for arm in arms), "default"]
+    return {"away": {"head": head, "rows": away}, "all": {"head": head, "rows": list(rows.values())}}
+
+
+def _literal(value: Any) -> str:
+    if value is None or value == "":
+        return "–"
+    if isinstance(value, bool):
+        return str(value).lower()
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def runs_table(arms: Sequence[Arm]) -> Table:
+    """What each run is, and how far it came."""
+    rows = []
+    for title, run in _titled(arms):
+        facts, planned = run.facts, run.settings.get("rounds")
+        rounds = f"{run.rounds_done} of {planned}" if planned else str(run.rounds_done)
+        parameters = f"{facts['parameters']:,}" if facts.get("parameters") else "–"
+        started = (facts.get("started") or "–")[:16].replace("T", " ")
+        wall = duration(facts.get("wall_seconds"))
+        rows.append([title, run.seed, facts.get("status") or "–", rounds, parameters, started, wall])
+    return {"head": ["run", "seed", "status", "rounds", "parameters", "started", "wall time"], "rows": rows}
+
+
+def environments(arms: Sequence[Arm]) -> dict[str, list[str]]:
+    """The runs by hardware and versions, in words."""
+    found: dict[str, list[str]] = {}
+    for title, run in _titled(arms):
+        versions = ", ".join(f"{name} {version}" for name, version in (run.facts.get("versions") or {}).items())
+        text = ". ".join(part for part in (run.facts.get("hardware"), versions) if part)
+        found.setdefault(text or "not recorded", []).append(title)
+    return found
+
+
+def _shortage(arms: Sequence[Arm]) -> dict[str, int] | None:
+    """Dimension and fewest real samples, where the samples are too few to fix a covariance matrix."""
+    runs = [run for arm in arms for run in arm.runs]
+    dimension = math.prod(runs[0].facts.get("shape") or [0])
+    fewest = min((int(value) for run in runs for value in run.scores("n_reference").values()), default=dimension)
+    return {"dimension": dimension, "fewest": fewest} if fewest <= dimension and fewest else None
+
+
+def write_report(runs: Sequence[Path], out: Path) -> Path:
+    """Write the page for `runs` to `out` and return it.
+
+    Raises:
+        UserError: as `read_runs`, samples that cannot be read, or a page that cannot be written.
+    """
+    read = read_runs(runs)
+    arms = arms_of(read)
+    environment = jinja2.Environment(
+        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
+    )
+    environment.filters |= {"duration": duration, "number": number}
+    template = environment.from_string(Path(__file__).with_suffix(".html").read_text())
+    page = template.render(
+        title=", ".join(dict.fromkeys(run.name for run in read)),
+        arms=[(_head(arm), arm) for arm in arms],
+        answer=headline(arms),
+        unfinished=[(title, run) for title, run in _titled(arms) if run.facts.get("status") != "done"],
+        metrics=metric_tables(arms),
+        images=len(arms[0].runs[0].facts.get("shape") or ()) == 3,
+        samples=samples(arms),
+        curves=curves(arms),
+        costs=costs(arms),
+        times=times(arms),
+        faults=faults(arms),
+        runs=runs_table(arms),
+        settings=settings(arms),
+        environments=environments(arms),
+        shortage=_shortage(arms),
+    )
+    out = Path(out)
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(page)
+    except OSError as error:
+        raise UserError(f"{out} cannot be written: {error.strerror}") from None
+    return out

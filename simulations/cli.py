@@ -1,0 +1,225 @@
+"""`fedmutual`: what a person types."""
+
+import json
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated, Any
+
+import click
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from fedmutual.config import RunConfig, UserError, parse_assignments, read_settings
+
+PRESETS = Path(__file__).parent / "presets"
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    help="Federated training of diffusion models that is fair to rare classes.",
+)
+
+Settings = Annotated[list[str] | None, typer.Option("-s", "--set", metavar="KEY=VALUE", help="Change a setting.")]
+AsJson = Annotated[bool, typer.Option("--json", help='Print one object {"rows": [...]} instead of tables.')]
+RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run.")]
+Which = Annotated[str, typer.Option("--round", help="Checkpoint: last, best, or a round's number.")]
+
+
+def main() -> None:
+    """Run the command line; exit code 0 done, 1 failed, 2 wrong usage or settings."""
+    try:
+        app(standalone_mode=False)
+    except (UserError, click.ClickException) as error:
+        stop(error.format_message() if isinstance(error, click.ClickException) else str(error), 2)
+    except (KeyboardInterrupt, click.Abort):
+        stop("interrupted: what was checkpointed is kept, and --resume DIR continues it", 130)
+    except (RuntimeError, OSError) as error:
+        stop(str(error), 1)
+
+
+def stop(message: str, code: int) -> None:
+    """One line on stderr and out, also past threads that wait for replies that nobody reads any more."""
+    print("error:", " ".join(message.split()), file=sys.stderr, flush=True)
+    sys.stdout.flush()
+    os._exit(code)
+
+
+@app.command()
+def simulate(
+    preset: Annotated[str, typer.Argument(help="A preset's name (see `fedmutual presets`) or a TOML file.")] = "digits",
+    settings: Settings = None,
+    out: Annotated[Path | None, typer.Option(help="Run folder; by default runs/PRESET-TIME.")] = None,
+    resume: Annotated[
+        Path | None, typer.Option(help="Continue the run in this folder, with its settings instead of PRESET's.")
+    ] = None,
+    cpus: Annotated[int, typer.Option(min=0, help="Clients that train at once; 0: one for each core.")] = 0,
+    gpus: Annotated[int, typer.Option(min=-1, help="GPUs they share; -1: all there are.")] = -1,
+    as_json: AsJson = False,
+) -> None:
+    """Train a federation on this machine, one client a class, then sample, measure and report."""
+    changes = parse_assignments(settings or [])
+    if resume:
+        if out:
+            raise UserError("--resume continues in its own folder: leave --out out")
+        layers = [_settings_of(resume), changes, {"resume": True, "out": str(resume)}]
+    else:
+        folder = out or Path("runs") / f"{Path(preset).stem}-{datetime.now():%Y%m%d-%H%M%S}"
+        layers = [read_preset(preset), changes, {"resume": False, "out": str(folder)}]
+    config = RunConfig.of(*layers)
+
+    from simulations.federated import simulate as run  # Flower and torch take seconds to import
+
+    refused = 0
+    with progress("training", config.rounds, "rounds") as advance:
+
+        def on_round(rows: list[dict[str, Any]]) -> None:
+            nonlocal refused
+            refused += sum(row["status"] in ("error", "rejected", "missing") for row in rows)
+            advance(rows[0]["round"])
+
+        folder = run(config, cpus, gpus, on_round)
+    if refused:
+        print(f"{refused} replies did not get through: {folder / 'history.jsonl'} says why", file=sys.stderr)
+    if config.samples:
+        _evaluate(folder, "last")
+    _report([folder], folder / "report.html", as_json)
+
+
+@app.command()
+def evaluate(run: RunFolder, which: Which = "last", as_json: AsJson = False) -> None:
+    """Draw samples of a run's checkpoint anew and measure them; rewrites its metrics, samples and report."""
+    _evaluate(run, which)
+    _report([run], run / "report.html", as_json)
+
+
+@app.command()
+def sample(
+    run: RunFolder,
+    out: Annotated[Path, typer.Option(help="Folder for samples.npz and a PNG grid of each class.")],
+    count: Annotated[int, typer.Option("-n", "--count", min=1, help="Samples of each class.")] = 64,
+    which: Which = "last",
+) -> None:
+    """Draw samples of every class from a run's checkpoint."""
+    from simulations.results import draw_samples, read_networks, write_samples
+
+    networks = read_networks(run, which)[1]
+    done = iter(range(1, len(networks) + 1))
+    with progress("sampling", len(networks), "classes") as advance:
+        drawn = draw_samples(run, count, which, lambda y: advance(next(done)))
+    write_samples(out, drawn, {}, grid=count)
+    print(f"{count} samples of each of {len(drawn)} classes in {out}")
+
+
+@app.command()
+def report(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Folders of runs, to lay side by side.")],
+    out: Annotated[Path | None, typer.Option(help="The page; by default report.html in the first run.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write one self-contained page about a run, or several side by side."""
+    _report(runs, out or runs[0] / "report.html", as_json)
+
+
+@app.command()
+def presets(as_json: AsJson = False) -> None:
+    """List the presets and what each is for."""
+    rows = []
+    for path in sorted(PRESETS.glob("*.toml")):
+        words = [line.removeprefix("#").strip() for line in path.read_text().splitlines() if line.startswith("#")]
+        rows.append({"preset": path.stem, "about": " ".join(words), "file": str(path)})
+    if as_json:
+        return _print_json(rows)
+    table = Table("preset", "what it is", box=None, padding=(0, 2, 1, 0))
+    for row in rows:
+        table.add_row(row["preset"], row["about"])
+    Console().print(table)
+
+
+@app.command()
+def settings(as_json: AsJson = False) -> None:
+    """List every setting, its default and what it does."""
+    defaults = RunConfig().settings()
+    rows = [
+        {"setting": key, "default": defaults[key], "about": field.description}
+        for key, field in zip(defaults, RunConfig.model_fields.values(), strict=True)
+    ]
+    if as_json:
+        return _print_json(rows)
+    table = Table("setting", "default", "what it does", box=None)
+    for row in rows:
+        table.add_row(row["setting"], json.dumps(row["default"]), row["about"])
+    Console().print(table)
+
+
+def read_preset(name: str) -> dict[str, Any]:
+    """The settings of a preset by name, or of a TOML file by path."""
+    path = Path(name) if name.endswith(".toml") else PRESETS / f"{name}.toml"
+    if not path.exists():
+        known = ", ".join(sorted(preset.stem for preset in PRESETS.glob("*.toml")))
+        raise UserError(f"no preset {name!r}: there are {known}, or give the path of a .toml file")
+    return read_settings(path)
+
+
+def _settings_of(folder: Path) -> dict[str, Any]:
+    if not (folder / "config.toml").exists():
+        raise UserError(f"{folder} holds no run to resume: name the folder that an earlier run wrote")
+    return read_settings(folder / "config.toml")
+
+
+def _evaluate(folder: Path, which: str) -> None:
+    from simulations.results import evaluate as measure
+    from simulations.results import read_networks
+
+    classes = len(read_networks(folder, which)[1])
+    done = iter(range(1, classes + 1))
+    with progress("sampling", classes, "classes") as advance:
+        measure(folder, which, lambda y: advance(next(done)))
+
+
+def _report(runs: list[Path], out: Path, as_json: bool) -> None:
+    from simulations.report import table, write_report
+
+    rows = table(runs)
+    page = write_report(runs, out)
+    if as_json:
+        return _print_json(rows)
+    print_metrics(rows)
+    print(f"report: {page}")
+
+
+def print_metrics(rows: list[dict[str, Any]]) -> None:
+    """A line a class, the worst class first; the metrics of several runs stand side by side."""
+    runs = list(dict.fromkeys(row["run"] for row in rows))
+    metrics = ("fd", "precision", "recall", "memorisation") if len(runs) == 1 else ("fd", "memorisation")
+    values = {(row["run"], row["metric"], row["name"]): row["value"] for row in rows}
+    counts = {row["name"]: row["n_train"] for row in rows if row["n_train"]}
+    table = Table("class", "training images", box=None, padding=(0, 2, 0, 0))
+    for metric in metrics:
+        for run in runs:
+            table.add_column(metric if len(runs) == 1 else f"{metric} {run}", justify="right")
+    for name in dict.fromkeys(row["name"] for row in rows):
+        cells = [values.get((run, metric, name)) for metric in metrics for run in runs]
+        shown = ["" if value is None else f"{value:.3g}" for value in cells]
+        table.add_row(name, str(counts.get(name, "")), *shown)
+    Console().print(table)
+
+
+def _print_json(rows: list[dict[str, Any]]) -> None:
+    print(json.dumps({"rows": rows}))
+
+
+@contextmanager
+def progress(what: str, total: int, unit: str) -> Iterator[Any]:
+    """A bar on stderr; yields a function that takes how many of `total` are done."""
+    columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn(unit)]
+    columns += [TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn()]
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        task = bar.add_task(what, total=total)
+        yield lambda done: bar.update(task, completed=done)

@@ -1,0 +1,142 @@
+"""What a run yields: its networks, samples of every class, and the metrics of those samples."""
+
+import csv
+import json
+from collections.abc import Callable
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torchvision
+from torch import Tensor
+
+from client.app import pick_device
+from fedmutual.checkpoint import CheckpointError, load, load_newest, write_atomic
+from fedmutual.config import RunConfig, UserError, read_settings
+from fedmutual.data.sources import load_class, load_test, num_classes, sample_shape
+from fedmutual.diffusion.sampling import sample
+from fedmutual.evaluation import class_metrics, summarise
+from fedmutual.learning.igd import make_process
+from fedmutual.networks import build
+from fedmutual.records import Network
+from fedmutual.seeds import generator
+
+OnClass = Callable[[int], None]
+
+
+def run_config(folder: Path) -> RunConfig:
+    """The settings of the run in `folder`.
+
+    Raises:
+        UserError: there is no run.
+    """
+    if not (folder / "config.toml").exists():
+        raise UserError(f"{folder} holds no run: name a folder that `fedmutual simulate` wrote")
+    return RunConfig.of(read_settings(folder / "config.toml"))
+
+
+def read_networks(folder: Path, which: str = "last") -> tuple[int, dict[int, Network]]:
+    """(round, {class: network}) of the checkpoint `which`: last, best (smallest gradient norm), or a round's number.
+
+    Raises:
+        UserError: there is no such checkpoint, or it is damaged.
+    """
+    files = sorted((folder / "checkpoints").glob("round-*.safetensors"))
+    newest = load_newest(files)
+    if newest is None:
+        raise UserError(f"{folder} holds no whole checkpoint: let the run finish a round first")
+    _, tensors, meta = newest
+    if which != "last":
+        wanted = str(meta["best"][0]) if which == "best" else which
+        rounds = {str(int(file.stem.removeprefix("round-"))): file for file in files}
+        if wanted not in rounds:
+            raise UserError(f"no checkpoint of round {wanted}: there are {', '.join(rounds)}, last and best")
+        try:
+            tensors, meta = load(rounds[wanted])
+        except CheckpointError as error:
+            raise UserError(str(error)) from None
+    networks: dict[int, Network] = {}
+    for name, tensor in tensors.items():
+        y, _, parameter = name.partition("/")
+        networks.setdefault(int(y), {})[parameter] = tensor
+    return meta["round"], networks
+
+
+def draw_samples(
+    folder: Path, count: int, which: str = "last", on_class: OnClass = lambda y: None
+) -> dict[int, Tensor]:
+    """{class: `[count, *dims]` generated samples} of a run's checkpoint, on the CPU in float32."""
+    config = run_config(folder)
+    device = pick_device(config)
+    shape, process = sample_shape(config), make_process(config, device)
+    round_, networks = read_networks(folder, which)
+    samples = {}
+    for y, state in sorted(networks.items()):
+        network = build(config, shape, y).to(device)
+        network.load_state_dict(state)
+        drawn = sample(
+            network,
+            process,
+            shape,
+            count,
+            generator(config.seed, y, round_, "samples", device=device),
+            parametrisation=config.parametrisation,
+            sampler=config.sampler,
+            steps=config.sampling_steps,
+            clip=config.clip_samples,
+        )
+        samples[y] = drawn.cpu().float()
+        on_class(y)
+    return samples
+
+
+def evaluate(folder: Path, which: str = "last", on_class: OnClass = lambda y: None) -> list[dict[str, Any]]:
+    """Draw samples, measure them against the test part, and write `samples/` and `metrics.csv`; the rows of the latter.
+
+    A row is {method, seed, class, n_train, metric, value}; class is an index, `worst` or `mean`.
+    """
+    config = run_config(folder)
+    if config.samples < 2:
+        raise UserError("samples must be at least 2 to measure anything: set -s samples=500")
+    generated = draw_samples(folder, config.samples, which, on_class)
+    real = {y: load_test(config, y) for y in generated}
+    write_samples(folder / "samples", generated, real)
+    method = json.loads((folder / "run.json").read_text())["method"]
+    rows, by_metric = [], {}
+    for y in range(num_classes(config)):
+        if y not in generated:
+            continue
+        train = load_class(config, y).train
+        for metric, value in class_metrics(generated[y].numpy(), real[y].numpy(), train.numpy()).items():
+            rows.append(_row(method, config.seed, y, len(train), metric, value))
+            by_metric.setdefault(metric, {})[y] = value
+    for metric, values in by_metric.items():
+        if not metric.startswith("n_"):
+            summary = summarise(metric, values)
+            rows.append(_row(method, config.seed, "worst", None, metric, summary.worst))
+            rows.append(_row(method, config.seed, "mean", None, metric, summary.mean))
+    text = StringIO()
+    writer = csv.DictWriter(text, fieldnames=list(_row("", 0, "", 0, "", 0.0)), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_atomic(folder / "metrics.csv", text.getvalue().encode())
+    return rows
+
+
+def _row(method: str, seed: int, class_: int | str, n_train: int | None, metric: str, value: float) -> dict[str, Any]:
+    return {"method": method, "seed": seed, "class": class_, "n_train": n_train, "metric": metric, "value": value}
+
+
+def write_samples(folder: Path, generated: dict[int, Tensor], real: dict[int, Tensor], grid: int = 64) -> None:
+    """`samples.npz`, and for images a PNG grid of each class, 8 in a row."""
+    folder.mkdir(parents=True, exist_ok=True)
+    arrays = {f"generated_{y}": tensor.numpy() for y, tensor in generated.items()}
+    arrays |= {f"real_{y}": tensor.float().numpy() for y, tensor in real.items() if len(tensor)}
+    np.savez_compressed(folder / "samples.npz", **arrays)
+    for y, images in generated.items():
+        if images.ndim == 4:
+            pixels = images[:grid].clamp(-1, 1)
+            torchvision.utils.save_image(
+                pixels, folder / f"class-{y:03d}.png", nrow=8, padding=1, normalize=True, value_range=(-1, 1)
+            )

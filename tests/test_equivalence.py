@@ -1,0 +1,182 @@
+"""What must always be true of a federation, whatever its size (design, section 4)."""
+
+import json
+import multiprocessing
+import os
+import random
+import signal
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import LocalGrid, assert_same, federate, networks
+from flwr.app import Message, MessageType
+
+from fedmutual.baselines.central_igd import central_igd
+from fedmutual.config import RunConfig
+from fedmutual.data.sources import load_class
+from fedmutual.learning.igd import Peers, Player, local_steps, make_process
+from fedmutual.learning.objective import mutual_loss
+from fedmutual.networks import build
+from fedmutual.records import HELLO, NUMBERS, OPTIONAL_NUMBERS, ORDER
+from server.journal import read_history
+from simulations.results import read_networks
+
+
+@pytest.mark.parametrize("kind", ["mlp", "random-features"])
+def test_one_local_step_with_everyone_equals_simultaneous_igd_in_one_process(small, kind):
+    config = small(rounds=4, local_steps=1, beta_rule="constant", network=kind, dtype="float64")
+    players = central_igd(config, [load_class(config, y).train.double() for y in range(10)])
+    central = {y: player.published() for y, player in enumerate(players)}
+    assert_same(networks(federate(config)), central, rtol=1e-12, atol=1e-14)
+
+
+def test_beta_zero_equals_isolated_training(small):
+    config = small(beta=0.0)
+    isolated, process = {}, make_process(config)
+    for y in range(10):
+        data = load_class(config, y).train
+        player = Player.start(build(config, (1, 8, 8), y), config)
+        for round_ in (1, 2):
+            local_steps(player, data, Peers(), config, process, y, round_)
+        isolated[y] = player.published()
+    assert_same(networks(federate(config)), isolated)
+
+
+def test_beta_zero_ignores_the_peers_it_is_given(small):
+    config = small(beta=0.0)
+    data, process = load_class(config, 0).train, make_process(config)
+    alone, accompanied = (Player.start(build(config, (1, 8, 8), 0), config) for _ in range(2))
+    local_steps(alone, data, Peers(), config, process, 0, 1)
+    local_steps(accompanied, data, Peers([build(config, (1, 8, 8), 1)], [1.0]), config, process, 0, 1)
+    assert_same({0: alone.published()}, {0: accompanied.published()})
+
+
+def test_drawing_all_peers_equals_having_all_peers(small, tmp_path):
+    all_peers = networks(federate(small()))
+    drawn = networks(federate(small(peers_per_round=9, out=str(tmp_path / "b"), store=str(tmp_path / "c"))))
+    assert_same(all_peers, drawn)
+    fewer = networks(federate(small(peers_per_round=2, out=str(tmp_path / "d"), store=str(tmp_path / "e"))))
+    assert not torch.equal(all_peers[0]["outer.weight"], fewer[0]["outer.weight"])
+
+
+def test_mean_peer_has_the_gradient_of_all_peers(small):
+    config = small(dtype="float64")
+    shape, weights = (1, 8, 8), [0.5, 0.3, 0.2]
+    own, *others = (build(config, shape, y) for y in range(4))
+    x, t = torch.randn(6, *shape, dtype=torch.float64), torch.rand(6, dtype=torch.float64) * 25
+    weight = torch.rand(6, dtype=torch.float64)
+
+    def gradient(loss):
+        return torch.cat([part.flatten() for part in torch.autograd.grad(loss.mean(), list(own.parameters()))])
+
+    by_mean = gradient(mutual_loss(own(x, t), Peers(others, weights).mean(x, t), weight))
+    output = own(x, t)
+    by_all = gradient(sum(w * mutual_loss(output, z(x, t), weight) for w, z in zip(weights, others, strict=True)))
+    torch.testing.assert_close(by_mean, by_all, rtol=1e-12, atol=1e-15)
+
+
+def test_one_averaged_network_equals_all_networks_where_features_are_shared(small, tmp_path):
+    shared = {"network": "random-features", "shared_init": True, "dtype": "float64", "rounds": 3}
+    one_each = networks(federate(small(**shared)))
+    averaged = networks(federate(small(**shared, exchange="mean", out=str(tmp_path / "b"), store=str(tmp_path / "c"))))
+    assert_same(one_each, averaged, rtol=1e-11, atol=1e-13)
+
+
+@pytest.mark.parametrize("checkpoint_every", [1, 3])
+def test_stopping_and_resuming_equals_running_through(small, tmp_path, checkpoint_every):
+    """With checkpoints every 3 rounds the clients' stores are ahead of the server when it resumes."""
+    settings = {"schedule": "constant", "checkpoint_every": checkpoint_every}
+    through = small(rounds=7, **settings, out=str(tmp_path / "through"), store=str(tmp_path / "b"))
+    expected = networks(federate(through))
+
+    class Stop(BaseException):
+        pass
+
+    def interrupt(order: Message, reply: Message) -> Message:
+        if order.metadata.message_type == MessageType.TRAIN and order.content["order"]["round"] == 5:
+            raise Stop
+        return reply
+
+    config = small(rounds=7, **settings)
+    with pytest.raises(Stop):
+        federate(config, LocalGrid(range(10), interrupt))
+    resumed = federate(config.but(resume=True), LocalGrid(range(10), seed=1))
+    assert_same(networks(resumed), expected)
+    lines = [(line["round"], line["class"]) for line in read_history(Path(config.out))]
+    assert lines == [(round_, y) for round_ in range(1, 8) for y in range(10)]
+
+
+def _run(settings: dict) -> None:
+    federate(RunConfig.of(settings))
+
+
+def test_killed_at_any_moment_and_resumed_equals_running_through(small, tmp_path):
+    config = small(rounds=6, local_steps=20)
+    expected = networks(federate(small(rounds=6, local_steps=20, out=str(tmp_path / "b"), store=str(tmp_path / "c"))))
+    # A server of fresh processes with everything imported, so that a kill strikes the run and not its imports.
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["conftest"])
+    rng, folder, kills, finished = random.Random(0), Path(config.out), 0, False
+    while not finished:
+        resume = (folder / "run.json").exists()
+        process = context.Process(target=_run, args=(config.but(resume=resume).settings(),))
+        process.start()
+        while process.is_alive() and not (folder / "run.json").exists():
+            time.sleep(0.01)
+        process.join(rng.uniform(0.02, 0.6) if kills < 5 else None)
+        if finished := process.exitcode is not None:
+            assert process.exitcode == 0
+        else:
+            os.kill(process.pid, signal.SIGKILL)
+            process.join()
+            kills += 1
+    assert kills
+    assert_same(dict(sorted(read_networks(folder)[1].items())), expected)
+
+
+def test_result_does_not_depend_on_the_order_of_clients(small, tmp_path):
+    first = networks(federate(small(), LocalGrid(range(10), seed=1)))
+    other = small(out=str(tmp_path / "b"), store=str(tmp_path / "c"))
+    assert_same(first, networks(federate(other, LocalGrid(reversed(range(10)), seed=2))))
+
+
+def test_nothing_but_networks_and_listed_numbers_leaves_a_client(small):
+    """Every array and scalar of every reply, by name and shape; none of them has the size of a sample or of a count."""
+    config = small()
+    grid = LocalGrid(range(10))
+    bank = federate(config, grid)
+    parameters = {name: tuple(tensor.shape) for name, tensor in bank.like.items()}
+    for reply in grid.replies:
+        arrays, numbers = reply.content.array_records, reply.content.metric_records
+        assert not reply.content.config_records
+        if reply.metadata.message_type == MessageType.QUERY:
+            assert not arrays
+            assert set(numbers) == {"hello"}
+            assert set(numbers["hello"]) == set(HELLO)
+            continue
+        assert set(arrays) == {"network"}
+        assert {name: tuple(array.shape) for name, array in arrays["network"].items()} == parameters
+        assert set(numbers) == {"numbers"}
+        assert set(NUMBERS) <= set(numbers["numbers"]) <= set(NUMBERS) | set(OPTIONAL_NUMBERS) - {"count"}
+        assert all(isinstance(value, int | float) for value in numbers["numbers"].values())
+    assert len(grid.replies) == 10 + 2 * 10
+
+
+def test_counts_are_told_only_on_request(small, tmp_path):
+    grid = LocalGrid(range(10))
+    federate(small(share_counts=True), grid)
+    told = {r.content["numbers"]["class"]: r.content["numbers"]["count"] for r in grid.replies[10:20]}
+    assert told == {y: len(load_class(small(), y).train) for y in range(10)}
+
+
+def test_nothing_but_orders_and_peers_reaches_a_client(small):
+    grid = LocalGrid(range(10))
+    federate(small(), grid)
+    for order in (order for order in grid.orders if order.metadata.message_type == MessageType.TRAIN):
+        assert set(order.content.config_records["order"]) == set(ORDER)
+        assert not order.content.metric_records
+        y = grid.contexts[order.metadata.dst_node_id].node_config["partition-id"]
+        assert set(order.content.array_records) == {f"peer-{z}" for z in range(10) if z != y}
+        assert json.loads(order.content["order"]["settings"])["seed"] == 0
