@@ -152,9 +152,12 @@ def histogram(real: Array | None, generated: Mapping[int, Array], label: str, bi
     return _frame(body, across, up, label, across.ticks())
 
 
-def scatter(real: Array | None, generated: Array, style: int, label: str, most: int = 250) -> Markup:
-    """The first two coordinates: real samples grey, `generated` ([n, d]) in their style; same unit both ways."""
-    groups = [group[:, :2] for group in (real, generated) if group is not None]
+def scatters(real: Array | None, generated: Mapping[int, Array], label: str, most: int = 250) -> dict[int, Markup]:
+    """First two coordinates of each of `generated` ([n, d], by style) over the real samples in grey.
+
+    One scale for all of them, the same unit both ways.
+    """
+    groups = [group for group in (real, *generated.values()) if group is not None]
     (left, right), (low, high) = (_span([group[:, k] for group in groups]) for k in (0, 1))
     room_x, room_y = WIDTH - LEFT - RIGHT, HEIGHT - TOP - BOTTOM
     unit = 1.05 * max((right - left) / room_x, (high - low) / room_y) or 1.0  # values a pixel
@@ -168,8 +171,11 @@ def scatter(real: Array | None, generated: Array, style: int, label: str, most: 
         path = "".join(f"M{across.place(x)} {up.place(y)}h0" for x, y in inside)
         return Markup('<path class="points {}" d="{}"/>').format(name, path)
 
-    body = points(real, "real") if real is not None else Markup("")
-    return _frame(body + points(generated, f"s{style % STYLES}"), across, up, label, across.ticks())
+    behind = points(real, "real") if real is not None else Markup("")
+    return {
+        style: _frame(behind + points(values, f"s{style % STYLES}"), across, up, label, across.ticks())
+        for style, values in generated.items()
+    }
 
 
 def tiles(images: Array, columns: int = 4, most: int = 20) -> str:
@@ -223,4 +229,4 @@ def sample_panels(
     label = f"class {name}: generated against real samples"
     if math.prod(shape) == 1:
         return [(None, histogram(points, {style: values[:, 0] for style, values in flat.items()}, label))]
-    return [(style, scatter(points, values, style, label)) for style, values in flat.items()]
+    return list(scatters(points, flat, label).items())

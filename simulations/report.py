@@ -28,20 +28,21 @@ Table = dict[str, list[Any]]  # {"head": cells, "rows": lists of cells}; the fir
 def table(runs: Sequence[Path]) -> list[dict[str, Any]]:
     """The rows of the runs' metrics, worst class first, then the mean, then each class.
 
-    Each has run, method, seed, class (an index, "worst" or "mean"), name, n_train, metric and value (None where
-    undefined), so that it can be written as JSON.
+    Each has run (its arm, and its seed where the arm has several: unlike the name in run.json no two runs share
+    it), method, seed, class (an index, "worst" or "mean"), name, n_train, metric and value (None where undefined),
+    so that it can be written as JSON.
 
     Raises:
         UserError: as `read_run`, and runs whose classes differ.
     """
     order = {"worst": -2, "mean": -1}
     rows = []
-    for run in read_runs(runs):
+    for title, run in _titled(arms_of(read_runs(runs))):
         for row in sorted(run.rows, key=lambda row: order.get(row["class"], row["class"])):
             y = row["class"]
             name = run.classes[y] if isinstance(y, int) else y
             value = None if math.isnan(row["value"]) else row["value"]
-            rows.append({"run": run.name, **row, "name": name, "value": value})
+            rows.append({"run": title, **row, "name": name, "value": value})
     return rows
 
 
@@ -118,7 +119,7 @@ def _gap(best: Arm, other: Arm, metric: str) -> str:
 
 
 def _percent(share: float) -> str:
-    return f"{100 * share:.1f} %" if share < 0.1 else f"{100 * share:.0f} %"
+    return f"{100 * share:.1f}\N{NO-BREAK SPACE}%" if share < 0.1 else f"{100 * share:.0f}\N{NO-BREAK SPACE}%"
 
 
 # Sections
@@ -198,7 +199,9 @@ def curves(arms: Sequence[Arm]) -> list[dict[str, Any]]:
             figures.line_chart(panel, across, up, f"{quantity} of class {name} over rounds")
             for name, panel in zip(classes, by_class, strict=True)
         ]
-        sections.append({"quantity": quantity, "log": up.log, "charts": list(zip(classes, charts, strict=True))})
+        styles = {series.style for panel in by_class for series in panel}
+        charts = list(zip(classes, charts, strict=True))
+        sections.append({"quantity": quantity, "log": up.log, "styles": styles, "charts": charts})
     return sections
 
 
