@@ -135,8 +135,6 @@ class RunConfig(BaseModel):
             raise ValueError("stop must be below horizon")
         if self.sampling_steps > self.diffusion_steps:
             raise ValueError("sampling-steps must not exceed diffusion-steps")
-        if self.data in ("npz", "folder", "mnist", "fashion-mnist", "cifar10", "cifar100") and not self.data_path:
-            raise ValueError(f"data-path is missing: data = {self.data} is read from there")
         if (self.imbalance == "counts") != bool(self.counts):
             raise ValueError("imbalance = counts and the setting counts go together")
         return self

@@ -8,10 +8,13 @@ What crosses the wire, and nothing else:
 """
 
 import math
+from io import BytesIO
 from typing import Any
 
+import numpy as np
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
+from numpy.lib.format import read_array_header_1_0, read_magic
 from torch import Tensor
 
 Network = dict[str, Tensor]
@@ -28,8 +31,8 @@ class Rejected(ValueError):
 
 
 def pack_network(network: Network) -> ArrayRecord:
-    """A network's state as an ArrayRecord: named arrays in NumPy's own format, no pickle."""
-    return ArrayRecord({name: Array(tensor.detach().cpu().numpy()) for name, tensor in network.items()})
+    """A network's state as an ArrayRecord: named arrays in NumPy's own format, C order, no pickle."""
+    return ArrayRecord({name: Array(tensor.detach().cpu().contiguous().numpy()) for name, tensor in network.items()})
 
 
 def unpack_network(record: ArrayRecord, like: Network, norm_bound: float) -> Network:
@@ -43,23 +46,29 @@ def unpack_network(record: ArrayRecord, like: Network, norm_bound: float) -> Net
     if set(record) != set(like):
         missing, extra = sorted(set(like) - set(record)), sorted(set(record) - set(like))
         raise Rejected(f"names differ: missing {missing[:3]}, unexpected {extra[:3]}")
-    network = {}
-    for name, expected in like.items():
-        array, want = record[name], (tuple(expected.shape), str(expected.dtype).removeprefix("torch."))
-        if (tuple(array.shape), array.dtype) != want or array.stype != "numpy.ndarray":
-            raise Rejected(f"{name} is {array.dtype}{list(array.shape)}, not {want[1]}{list(want[0])}")
-        # A header of NumPy's format takes 128 bytes; more than 1024 beyond the values is something else.
-        if len(array.data) > expected.nbytes + 1024:
-            raise Rejected(f"{name} holds {len(array.data)} bytes for {expected.nbytes} bytes of values")
-        try:
-            values = array.numpy()
-        except (ValueError, EOFError, OSError) as error:
-            raise Rejected(f"{name} does not decode: {error}") from None
-        if (values.shape, str(values.dtype)) != want:
-            raise Rejected(f"{name} announces {want[1]}{list(want[0])} and holds {values.dtype}{list(values.shape)}")
-        network[name] = torch.from_numpy(values)
+    network = {name: _decode(name, record[name], expected) for name, expected in like.items()}
     check_values(network, like, norm_bound)
     return network
+
+
+def _decode(name: str, array: Array, expected: Tensor) -> Tensor:
+    """One array, whose header is compared with what is expected before memory is given to its values."""
+    shape, dtype = tuple(expected.shape), str(expected.dtype).removeprefix("torch.")
+    if (tuple(array.shape), array.dtype, array.stype) != (shape, dtype, "numpy.ndarray"):
+        raise Rejected(f"{name} is {array.dtype}{list(array.shape)}, not {dtype}{list(shape)}")
+    stream = BytesIO(array.data)
+    try:
+        if read_magic(stream) != (1, 0):
+            raise ValueError("not version 1.0 of NumPy's format")
+        header = read_array_header_1_0(stream)
+    except Exception as error:  # hostile bytes make the header's parser raise nearly anything
+        raise Rejected(f"{name} does not decode: {' '.join(str(error).split())[:80]}") from None
+    if header != (shape, False, np.dtype(dtype)):
+        raise Rejected(f"{name} announces {dtype}{list(shape)} and holds {header[2]}{list(header[0])}")
+    values = stream.read()
+    if len(values) != expected.nbytes:
+        raise Rejected(f"{name} holds {len(values)} bytes of values, not {expected.nbytes}")
+    return torch.from_numpy(np.frombuffer(values, dtype).reshape(shape).copy())
 
 
 def norm(network: Network) -> float:

@@ -1,0 +1,234 @@
+import copy
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from fedmutual.config import RunConfig
+from fedmutual.diffusion.process import expand
+from fedmutual.learning import igd
+from fedmutual.learning.igd import (
+    Diverged,
+    Peers,
+    Player,
+    effective_beta,
+    held_out_loss,
+    learning_rate,
+    local_steps,
+    make_process,
+)
+from fedmutual.learning.objective import denoising_loss, denoising_target, mutual_loss
+from fedmutual.networks import build
+from fedmutual.seeds import derive, generator
+
+SHAPE = (1, 4, 4)
+
+
+def config(**settings):
+    base = {"width": 16, "depth": 2, "batch": 8, "diffusion-steps": 25, "local-steps": 6, "rounds": 3}
+    return RunConfig.of(base, {key.replace("_", "-"): value for key, value in settings.items()})
+
+
+def player_of(settings, y=0):
+    return Player.start(build(settings, SHAPE, y), settings)
+
+
+def peers_of(settings):
+    return Peers([build(settings, SHAPE, y).eval().requires_grad_(False) for y in (1, 2)], [0.25, 0.75])
+
+
+@pytest.fixture
+def data():
+    return torch.rand(10, *SHAPE, generator=torch.Generator().manual_seed(0)) * 2 - 1
+
+
+def test_losses_are_weighted_mean_squares_one_an_example():
+    output, target = torch.tensor([[[1.0, 2.0]], [[0.0, 0.0]]]), torch.tensor([[[0.0, 0.0]], [[3.0, 4.0]]])
+    weight = torch.tensor([2.0, 10.0])
+    torch.testing.assert_close(denoising_loss(output, target, weight), torch.tensor([5.0, 125.0]))
+    torch.testing.assert_close(mutual_loss(output, target, weight), torch.tensor([5.0, 125.0]))
+
+
+def test_no_gradient_flows_into_the_peers():
+    output, peer = torch.randn(2, 3, requires_grad=True), torch.randn(2, 3, requires_grad=True)
+    mutual_loss(output, peer, torch.ones(2)).sum().backward()
+    assert peer.grad is None
+    assert output.grad is not None
+
+
+def test_score_and_noise_targets_are_one_target():
+    """eps = -sigma s, so lambda on the noise is lambda sigma² on the score."""
+    noise, sigma, output = torch.randn(5, 3), torch.rand(5, 1) + 0.1, torch.randn(5, 3)
+    by_noise = denoising_loss(output, denoising_target("noise", noise, sigma), torch.ones(5))
+    by_score = denoising_loss(-output / sigma, denoising_target("score", noise, sigma), sigma[:, 0] ** 2)
+    torch.testing.assert_close(by_noise, by_score)
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "sgd"])
+def test_steps_are_those_of_a_plain_loop(data, optimizer):
+    """The same draws through a loop as one would write it: per-step peers, torch's own clip, average and optimiser."""
+    settings = config(optimizer=optimizer, beta=0.7, beta_rule="constant", warmup=4, clip=0.3, ema=0.9, dtype="float64")
+    data, process, peers = data.double(), make_process(settings), peers_of(settings)
+    player = player_of(settings)
+    network = copy.deepcopy(player.network)
+    measured = local_steps(player, data, peers, settings, process, y=0, round_=1)
+
+    rng = generator(settings.seed, 0, 1, "steps")
+    rows = 6 * 8
+    x0 = data[torch.randint(10, (rows,), generator=rng)]
+    index = torch.randint(25, (rows,), generator=rng)
+    noise = torch.randn(x0.shape, dtype=x0.dtype, generator=rng)
+    kind = {"adam": torch.optim.Adam, "sgd": torch.optim.SGD}[optimizer]
+    stepper = kind(network.parameters(), lr=1.0)
+    average = [parameter.detach().clone() for parameter in network.parameters()]
+    losses = []
+    for step in range(6):
+        rows = slice(8 * step, 8 * step + 8)
+        j, xi = index[rows], noise[rows]
+        x = expand(process.alpha[j], xi) * x0[rows] + expand(process.sigma[j], xi) * xi
+        t = process.times[j]
+        output = network(x, t)
+        mean = 0.25 * peers.networks[0](x, t) + 0.75 * peers.networks[1](x, t)
+        own = (output - xi).square().mean((1, 2, 3)).mean()
+        pull = ((t / 25) * (output - mean).square().mean((1, 2, 3))).mean()
+        stepper.zero_grad()
+        (own + 0.7 * pull).backward()
+        norm = nn.utils.clip_grad_norm_(network.parameters(), 0.3)
+        losses.append((own.item(), pull.item(), norm.item()))
+        stepper.param_groups[0]["lr"] = 1e-3 * min(1, (step + 1) / 4) * (1 + math.cos(math.pi * step / 18)) / 2
+        stepper.step()
+        decay = min(0.9, (1 + step) / (10 + step))
+        average = [decay * a + (1 - decay) * p.detach() for a, p in zip(average, network.parameters(), strict=True)]
+    for ours, theirs in zip(player.network.parameters(), network.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-12)
+    for ours, theirs in zip(player.average, average, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-12)
+    loss, pull, norm = (sum(column) / 6 for column in zip(*losses, strict=True))
+    assert (measured.loss, measured.mutual, measured.gradient_norm) == pytest.approx((loss, pull, norm), rel=1e-9)
+    assert (measured.samples, player.step) == (48, 6)
+
+
+def test_fixed_draws_descend_the_whole_empirical_loss(data):
+    """One noise draw for each (time, sample): with SGD the loss over all pairs falls at every step."""
+    settings = config(
+        draws="fixed", optimizer="sgd", learning_rate=0.05, schedule="constant", clip=0.0, ema=0.0, local_steps=1
+    )
+    process, player = make_process(settings), player_of(settings)
+    losses = [local_steps(player, data, Peers(), settings, process, 0, round_).loss for round_ in range(1, 8)]
+    assert losses == sorted(losses, reverse=True)
+    noise = torch.randn(25, *data.shape, generator=generator(settings.seed, 0, 0, "noise"))
+    fresh = build(settings, SHAPE, 0)
+    by_hand = torch.stack(
+        [
+            (fresh(process.alpha[j] * data + process.sigma[j] * noise[j], process.times[j].expand(10)) - noise[j])
+            .square()
+            .mean()
+            for j in range(25)
+        ]
+    ).mean()
+    assert losses[0] == pytest.approx(by_hand.item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("block", [1, 2 * 8 * 16, 2**18])
+def test_blocks_cover_every_step_once_with_its_own_peers(data, monkeypatch, block):
+    """Five steps in blocks of one, of two (the last one short), and all at once."""
+    monkeypatch.setattr(igd, "BLOCK", block)
+    settings = config(local_steps=5)
+    peers, process = peers_of(settings), make_process(settings)
+    batches = list(igd._fresh(data, peers, process, settings, generator(0)))
+    assert len(batches) == 5
+    for batch in batches:
+        assert batch.x.shape == (8, *SHAPE)
+        torch.testing.assert_close(batch.peer_mean, peers.mean(batch.x, batch.t), rtol=1e-4, atol=1e-6)
+    assert len({float(batch.x.sum()) for batch in batches}) == 5
+
+
+def test_rounds_and_classes_draw_differently(data):
+    settings = config()
+    process = make_process(settings)
+    losses = set()
+    for y, round_ in ((0, 1), (0, 2), (1, 1)):
+        losses.add(local_steps(player_of(settings), data, Peers(), settings, process, y, round_).loss)
+    assert len(losses) == 3
+
+
+def test_published_network_is_the_average_and_the_iterate_without_one(data):
+    for ema in (0.0, 0.9):
+        settings = config(ema=ema)
+        player = player_of(settings)
+        local_steps(player, data, Peers(), settings, make_process(settings), 0, 1)
+        same = all(torch.equal(player.published()[name], p) for name, p in player.network.named_parameters())
+        assert same == (ema == 0.0)
+        assert player.published().keys() == player.network.state_dict().keys()
+
+
+def test_scarcity_spares_the_head_and_constant_does_not():
+    scarce, constant = config(beta=2.0, scarcity=10.0), config(beta=2.0, beta_rule="constant")
+    assert effective_beta(scarce, 10) == pytest.approx(1.0)
+    assert effective_beta(scarce, 990) == pytest.approx(0.02)
+    assert effective_beta(constant, 990) == 2.0
+    assert effective_beta(config(beta=0.0), 5) == 0.0
+
+
+def test_learning_rate_warms_up_then_falls_to_zero():
+    settings = config(learning_rate=0.1, warmup=4)
+    assert [learning_rate(config(learning_rate=0.1, warmup=4, schedule="constant"), k) for k in (0, 1, 3, 9)] == (
+        pytest.approx([0.025, 0.05, 0.1, 0.1])
+    )
+    assert learning_rate(settings, 18) == pytest.approx(0.0)
+    assert learning_rate(settings, 9) == pytest.approx(0.05)
+
+
+@pytest.mark.parametrize("poison", ["data", "rate"])
+def test_divergence_names_class_round_and_step(data, poison):
+    settings = config(optimizer="sgd", clip=0.0, learning_rate=1e30 if poison == "rate" else 1e-3)
+    if poison == "data":
+        data[3] = float("nan")
+    with pytest.raises(Diverged, match=r"class 2, round 7, local step [1-6]:"):
+        local_steps(player_of(settings), data, Peers(), settings, make_process(settings), 2, 7)
+
+
+def test_dropout_is_seeded_and_the_global_generator_is_left_alone(data):
+    class Dropping(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer, self.drop = nn.Linear(16, 16), nn.Dropout(0.5)
+
+        def forward(self, x, t):
+            return self.drop(self.layer(x.flatten(1))).view_as(x)
+
+    settings, results = config(), []
+    torch.manual_seed(1)
+    network, state = Dropping(), torch.get_rng_state()
+    for _ in range(2):
+        player = Player.start(copy.deepcopy(network), settings)
+        local_steps(player, data, Peers(), settings, make_process(settings), 0, 1)
+        results.append(player.published()["layer.weight"])
+        assert torch.equal(state, torch.get_rng_state())
+        torch.manual_seed(1)
+        state = torch.get_rng_state()
+    assert torch.equal(*results)
+
+
+def test_flips_mirror_about_half_of_the_images():
+    settings = config(flips=True, batch=500, local_steps=1)
+    image = torch.zeros(1, *SHAPE)
+    image[..., 0] = 1
+    rng = generator(0, derive(0), device="cpu")
+    batch = next(iter(igd._fresh(image, Peers(), make_process(settings), settings, rng)))
+    process = make_process(settings)
+    index = batch.t.long()
+    x0 = (batch.x - expand(process.sigma[index], batch.x) * batch.target) / expand(process.alpha[index], batch.x)
+    sure = process.sigma[index] < 0.9
+    left = (x0[sure][..., 0].mean((1, 2)) > 0.5).float().mean()
+    assert 0.4 < float(left) < 0.6
+
+
+def test_held_out_loss_compares_rounds_on_the_same_draws(data):
+    settings = config()
+    process, network = make_process(settings), build(settings, SHAPE, 0)
+    first, again = (held_out_loss(network, data, settings, process, 0) for _ in range(2))
+    assert first == again
+    assert first == pytest.approx(1.0, abs=0.3)  # an untrained network says about nothing of unit noise
+    assert held_out_loss(network, data, settings, process, 1) != first
