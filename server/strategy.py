@@ -200,6 +200,7 @@ def worst_gradient_norm(rows: list[dict[str, Any]]) -> float:
 
 
 def reason_of(reply: Message) -> str:
-    """An error reply's reason on one line."""
-    text = " ".join((reply.error.reason or f"error code {reply.error.code}").split())
-    return text.partition(":<'")[2].removesuffix("'>") or text
+    """What a client raised, on one line: the end of the traceback that Flower and Ray wrap around it."""
+    lines = (reply.error.reason or "").strip().splitlines() or [f"error code {reply.error.code}"]
+    text = lines[-1].rpartition("Message: ")[2].rpartition(":<'")[2]
+    return text.removesuffix("'>").strip()

@@ -74,9 +74,9 @@ def simulate(
         layers = [read_preset(preset), changes, {"resume": False, "out": str(folder)}]
     config = RunConfig.of(*layers)
 
-    from simulations.federated import simulate as run  # Flower and torch take seconds to import
+    from simulations.federated import Simulation  # Flower and torch take seconds to import
 
-    refused = 0
+    simulation, refused = Simulation(config, cpus, gpus), 0
     with progress("training", config.rounds, "rounds") as advance:
 
         def on_round(rows: list[dict[str, Any]]) -> None:
@@ -84,7 +84,7 @@ def simulate(
             refused += sum(row["status"] in ("error", "rejected", "missing") for row in rows)
             advance(rows[0]["round"])
 
-        folder = run(config, cpus, gpus, on_round)
+        folder = simulation.run(on_round)
     if refused:
         print(f"{refused} replies did not get through: {folder / 'history.jsonl'} says why", file=sys.stderr)
     if config.samples:

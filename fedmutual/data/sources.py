@@ -291,6 +291,8 @@ def _open(config: RunConfig, which: _Which, instead: str = "") -> _Part:
 
 
 def _path(config: RunConfig) -> Path:
+    if not config.data_path:
+        raise UserError(f"data-path is missing: data = {config.data} is read from there")
     return Path(config.data_path).expanduser()
 
 
