@@ -16,21 +16,16 @@ from flwr.common.logger import log
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
-from fedmutual.config import RunConfig, UserError
+from fedmutual.config import RunConfig
 from fedmutual.learning.peers import draw_peers
 from fedmutual.records import Rejected, pack_order, size_of
 from fedmutual.seeds import generator
 from server.bank import Bank, Entry
 from server.journal import Journal
+from server.roster import Roster, RunFailed, reason_of
 
 PATIENCE = 3
 """Rounds in a row without one accepted reply after which a run stops."""
-
-GREETING_TIMEOUT = 120.0
-
-
-class RunFailed(RuntimeError):
-    """The run cannot go on; says why."""
 
 
 class MutualLearning(Strategy):
@@ -40,7 +35,7 @@ class MutualLearning(Strategy):
         self.config, self.bank, self.journal, self.on_round = config, bank, journal, on_round
         self.round = journal.round
         self.first_round = journal.round + 1
-        self.classes: dict[int, int] = {}  # node -> class
+        self.roster = Roster(bank.classes)
         self.orders: dict[int, Message] = {}  # class -> this round's order
         self.fruitless = 0
 
@@ -54,48 +49,15 @@ class MutualLearning(Strategy):
     ) -> Iterable[Message]:
         """One order for each taking-part client, with its peers."""
         self.round += 1
-        self._greet(grid)
-        nodes = {y: node for node, y in self.classes.items() if node in set(grid.get_node_ids())}
+        if self.round == self.first_round:
+            self.roster.wait_for(self.config.min_clients or self.bank.classes, grid, self.config.timeout)
+        else:
+            self.roster.greet(grid)
+        nodes = self.roster.nodes
         pool = self._pool()
         self.orders = {y: self._order(y, nodes[y], pool) for y in self._participants() if y in nodes}
         self.started = time.monotonic()
         return list(self.orders.values())
-
-    def _greet(self, grid: Grid) -> None:
-        """Learn the class of every node not met before; before the first round, wait until enough are there."""
-        wanted = self.config.min_clients or self.bank.classes
-        deadline = time.monotonic() + self.config.timeout
-        while True:
-            strangers = [node for node in grid.get_node_ids() if node not in self.classes]
-            orders = [Message(RecordDict(), node, MessageType.QUERY) for node in strangers]
-            replies = grid.send_and_receive(orders, timeout=GREETING_TIMEOUT) if orders else []
-            for reply in replies:
-                self._introduce(reply)
-            if self.round > self.first_round or len(self.classes) >= wanted:
-                return
-            if time.monotonic() > deadline:
-                raise RunFailed(f"{len(self.classes)} of {wanted} clients joined in {self.config.timeout:.0f} s")
-            time.sleep(0.2)
-
-    def _introduce(self, reply: Message) -> None:
-        """Take down a newcomer's class; a second claim to a class is refused while the first node is there."""
-        node = reply.metadata.src_node_id
-        if reply.has_error():
-            log(WARNING, "node %s gave no class: %s", node, reason_of(reply))
-            return
-        hello = reply.content.metric_records.get("hello", {})
-        y, partitions = hello.get("class", -1), hello.get("partitions", 0)
-        if partitions not in (0, self.bank.classes):
-            raise UserError(
-                f"the federation has {partitions} clients and the data {self.bank.classes} classes: "
-                f"set num-supernodes={self.bank.classes}"
-            )
-        if not isinstance(y, int) or not 0 <= y < self.bank.classes:
-            log(WARNING, "node %s claims class %s, and the classes are 0..%d", node, y, self.bank.classes - 1)
-        elif y in self.classes.values():
-            log(WARNING, "node %s claims class %d, which another node holds: refused", node, y)
-        else:
-            self.classes[node] = y
 
     def _participants(self) -> list[int]:
         """The classes that take part: a share of all, drawn from (seed, round)."""
@@ -197,10 +159,3 @@ class MutualLearning(Strategy):
 def worst_gradient_norm(rows: list[dict[str, Any]]) -> float:
     """max_y ||grad_y||, by which the paper picks the iterate; infinite unless every class has replied."""
     return max(row["grad_norm"] if row["status"] == "ok" else float("inf") for row in rows)
-
-
-def reason_of(reply: Message) -> str:
-    """What a client raised, on one line: the end of the traceback that Flower and Ray wrap around it."""
-    lines = (reply.error.reason or "").strip().splitlines() or [f"error code {reply.error.code}"]
-    text = lines[-1].rpartition("Message: ")[2].rpartition(":<'")[2]
-    return text.removesuffix("'>").strip()
