@@ -11,7 +11,7 @@ from logging import WARNING
 from typing import Any
 
 import torch
-from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, RecordDict
 from flwr.common.logger import log
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
@@ -91,7 +91,7 @@ class MutualLearning(Strategy):
 
     # A round, on its way back
 
-    def aggregate_train(self, server_round: int, replies: Iterable[Message]) -> tuple[None, MetricRecord]:
+    def aggregate_train(self, server_round: int, replies: Iterable[Message]) -> tuple[None, None]:
         """Check every reply into the bank, then history and checkpoint."""
         waiting = {order.metadata.message_id: y for y, order in self.orders.items()}
         lines = {y: self._line(y, "idle", "") for y in range(self.bank.classes)}
@@ -109,7 +109,7 @@ class MutualLearning(Strategy):
         if self.round % self.config.checkpoint_every == 0 or self.round == self.config.rounds:
             self.journal.checkpoint(self.bank, self.round, worst_gradient_norm(rows))
         self.on_round(rows)
-        return None, MetricRecord()
+        return None, None
 
     def _check_in(self, y: int, reply: Message) -> dict[str, Any]:
         """One reply into the bank; the line of the history that tells what became of it."""

@@ -38,8 +38,8 @@ def main() -> None:
         app(standalone_mode=False)
     except (UserError, click.ClickException) as error:
         stop(error.format_message() if isinstance(error, click.ClickException) else str(error), 2)
-    except (KeyboardInterrupt, click.Abort):
-        stop("interrupted: what was checkpointed is kept, and --resume DIR continues it", 130)
+    except (KeyboardInterrupt, click.Abort, SystemExit):  # Ray turns SIGTERM into SystemExit
+        stop("interrupted: what was checkpointed is kept, and simulate --resume DIR continues a run", 130)
     except (RuntimeError, OSError) as error:
         stop(str(error), 1)
 

@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from conftest import SMALL, assert_same, federate, networks
@@ -28,27 +29,53 @@ def fedmutual(*arguments, **options):
     return subprocess.run([COMMAND, *map(str, arguments)], capture_output=True, text=True, timeout=300, **options)
 
 
-def test_a_killed_simulation_resumes_on_other_actors_and_ends_bit_identical(small, tmp_path):
-    settings = {**SMALL, "rounds": 8, "samples": 40}
-    folder = tmp_path / "ray"
-    start = ["simulate", "digits", "--cpus", "2", "--out", str(folder), *assignments(settings)]
-    process = subprocess.Popen([COMMAND, *start], stdout=subprocess.DEVNULL, start_new_session=True)
-    while process.poll() is None and len(read_history(folder)) < 25:
+def strike(how, folder, lines, *arguments):
+    """Start a simulation, send it a signal once its history has so many lines; its exit code and stderr."""
+    process = subprocess.Popen(
+        [COMMAND, "simulate", *map(str, arguments)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    while process.poll() is None and len(read_history(folder)) < lines:
         time.sleep(0.02)
-    assert process.poll() is None, "the run ended before it could be killed"
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    assert process.poll() is None, "the run ended before it could be struck"
+    os.killpg(process.pid, how) if how == signal.SIGKILL else process.send_signal(how)
+    _, stderr = process.communicate(timeout=120)
+    return process.returncode, stderr
+
+
+def test_an_interrupted_and_killed_simulation_ends_bit_identical_on_other_actors(small, tmp_path):
+    settings = {**SMALL, "rounds": 12, "samples": 40}
+    folder = tmp_path / "ray"
+    start = ["digits", "--cpus", "2", "--out", folder, *assignments(settings)]
+    code, said = strike(signal.SIGTERM, folder, 15, *start)
+    assert code == 130
+    assert said.splitlines()[-1].startswith("error: interrupted: what was checkpointed is kept")
+    code, _ = strike(signal.SIGKILL, folder, 45, "--resume", folder)
+    assert code == -signal.SIGKILL
 
     done = fedmutual("simulate", "--resume", folder, "--cpus", "1")
     assert done.returncode == 0, done.stderr
-    in_one_process = federate(small(rounds=8))
+    in_one_process = federate(small(rounds=12))
     assert_same(dict(sorted(read_networks(folder)[1].items())), networks(in_one_process))
     history = read_history(folder)
-    assert [(line["round"], line["class"]) for line in history] == [(r, y) for r in range(1, 9) for y in range(10)]
+    assert [(line["round"], line["class"]) for line in history] == [(r, y) for r in range(1, 13) for y in range(10)]
     assert {line["status"] for line in history} == {"ok"}
     _check_run_folder(folder)
     assert re.search(r"^worst\s", done.stdout, re.MULTILINE)
     assert str(folder / "report.html") in done.stdout
+
+    again = fedmutual("evaluate", folder, "--round", "best", "--json")
+    rows = json.loads(again.stdout)["rows"]
+    assert {row["class"] for row in rows} == {"worst", "mean", *range(10)}
+    drawn = fedmutual("sample", folder, "--out", tmp_path / "drawn", "-n", "9")
+    assert drawn.returncode == 0, drawn.stderr
+    with np.load(tmp_path / "drawn" / "samples.npz") as samples:
+        assert {name: array.shape for name, array in samples.items()} == {
+            f"generated_{y}": (9, 1, 8, 8) for y in range(10)
+        }
 
 
 def _check_run_folder(folder):
@@ -62,7 +89,7 @@ def _check_run_folder(folder):
     fd = {row["class"]: float(row["value"]) for row in rows if row["metric"] == "fd"}
     assert fd["worst"] == max(fd[str(y)] for y in range(10))
     run = json.loads((folder / "run.json").read_text())
-    assert (run["status"], run["attempt"], run["clients_at_once"]) == ("done", 2, 1)
+    assert (run["status"], run["attempt"], run["clients_at_once"]) == ("done", 3, 1)
     assert run["training_counts"][0] == 20
     assert run["overhead"] > 1
     assert (folder / "report.html").stat().st_size > 10_000
