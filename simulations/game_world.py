@@ -17,6 +17,10 @@ from fedmutual.learning.game import Game, relative_ridge, uniform_peers
 from fedmutual.learning.moments import Moments, Players, Sample, moments
 from fedmutual.seeds import generator
 
+RIDGE = 1e-3
+"""The base ridge, in units of the mean diagonal of the class's own beta-free Gram matrix: it only keeps the
+solves well-conditioned, and does not grow with beta."""
+
 
 @dataclass(frozen=True)
 class World:
@@ -65,14 +69,12 @@ class World:
         default."""
         shape = torch.broadcast_shapes(beta.shape, (len(self.seeds), self.classes))
         Q = uniform_peers(self.classes) if Q is None else Q
-        ridge = relative_ridge(self.moments, 1e-3) if ridge is None else ridge
+        ridge = relative_ridge(self.moments, RIDGE) if ridge is None else ridge
         return Game(self.moments, beta.expand(shape), Q, ridge)
 
     def divergence(self, profiles: Tensor, grid: Grid | None = None) -> Divergence:
         """KL(P_0 || P_theta) for `profiles: [variants, seeds, K, 1, m]`: fields [variants, seeds, K]."""
-        weights = profiles[..., 0, :].permute(
-            1, 2, 3, 0
-        )  # [seeds, K, m, variants]: features are shared by variants
+        weights = profiles[..., 0, :].permute(1, 2, 3, 0)  # [seeds, K, m, variants], which share features
 
         def score(x: Tensor, t: float) -> Tensor:
             return (self.players.features(x[:, None], t) @ weights).permute(3, 0, 1, 2)

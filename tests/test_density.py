@@ -86,9 +86,7 @@ def test_exact_score_started_from_the_diffused_truth_returns_the_truth():
     alpha, sigma = math.exp(-2.0), math.sqrt(-math.expm1(-4.0))
 
     def start(x):
-        return torch.stack(
-            [mixture.diffused(alpha, sigma).log_density(x[:, None]).exp() for mixture in truths]
-        )
+        return torch.stack([mixture.diffused(alpha, sigma).log_density(x[:, None]).exp() for mixture in truths])
 
     assert (divergence(exact_score(truths), truths, Grid(), start).kl.abs() < 1e-3).all()
 
@@ -100,9 +98,8 @@ def test_mass_is_kept_and_density_positive_whatever_the_score():
     grid = Grid(cells=100, steps=40)
     density = generated_density(wild, grid)
     assert (density >= 0).all()
-    torch.testing.assert_close(
-        density.sum(-1) * grid.width, torch.ones(3, dtype=torch.float64), rtol=1e-9, atol=0
-    )
+    ones = torch.ones(3, dtype=torch.float64)
+    torch.testing.assert_close(density.sum(-1) * grid.width, ones, rtol=1e-9, atol=0)
 
 
 def test_mass_that_meets_the_walls_is_reported():
@@ -122,9 +119,8 @@ def test_bernoulli_function_is_smooth_at_zero_and_symmetric():
 @pytest.fixture(scope="module")
 def trained():
     world = World.draw([1, 2], MIXTURES["overlap"](), [36, 14])
-    profiles = torch.stack(
-        [world.game(torch.full((2,), b, dtype=torch.float64)).equilibrium() for b in (0.0, 1.0)]
-    )
+    betas = torch.tensor([0.0, 1.0], dtype=torch.float64)
+    profiles = world.game(betas[:, None, None].expand(2, 1, 2)).equilibrium()
     return world, profiles
 
 
@@ -139,7 +135,11 @@ def test_density_is_that_of_many_samples(trained):
     random = torch.Generator().manual_seed(0)
     times = torch.linspace(2.0, 1e-3, 201, dtype=torch.float64)
     x = torch.randn(20, 5000, 1, dtype=torch.float64, generator=random)
-    samples = torch.cat([exponential_samples(score, part, times, random) for part in x])[:, 0]
+
+    def noise():
+        return torch.randn(5000, 1, dtype=torch.float64, generator=random)
+
+    samples = torch.cat([exponential_samples(score, part, times, noise) for part in x])[:, 0]
     grid = Grid(cells=1200, steps=600)
     density = generated_density(lambda x, t: score(x[:, None], t)[:, 0], grid)
     mass = density.unflatten(-1, (48, 25)).sum(-1) * grid.width

@@ -37,9 +37,7 @@ def three_classes(beta=0.5, seeds=SEEDS):
 
 
 def random_profile(game, seed=0):
-    return torch.randn(
-        game.untrained.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)
-    )
+    return torch.randn(game.untrained.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
 
 
 @pytest.mark.parametrize("name", ["overlap", "overlap-2d"])
@@ -60,9 +58,7 @@ def test_losses_by_definition_equal_those_of_the_networks():
     game = setting.game(BETA)
     A = random_profile(game)
     for y in range(2):
-        own = denoising_losses(
-            setting.players, A[:, y], y, setting.samples[y], setting.process, setting.own_weight
-        )
+        own = denoising_losses(setting.players, A[:, y], y, setting.samples[y], setting.process, setting.own_weight)
         mutual = mutual_losses(
             setting.players, A, game.Q, y, setting.samples[y], setting.process, setting.mutual_weight
         )
@@ -129,9 +125,7 @@ def test_nash_gap_is_the_largest_regret():
 
     def values(profile):
         players = networks(setting, 1, profile)
-        return [
-            objective(setting, 1, y, players, 0.5, game.Q, float(game.ridge[1, y])).item() for y in range(3)
-        ]
+        return [objective(setting, 1, y, players, 0.5, game.Q, float(game.ridge[1, y])).item() for y in range(3)]
 
     regrets = []
     for y in range(3):

@@ -136,17 +136,15 @@ def divergence(score: Score, truths: list[Mixture], grid: Grid, start: Start | N
     return Divergence(2 * fine - coarse, (fine - coarse).abs(), edge)
 
 
-def exponential_samples(
-    score: Callable[[Tensor, float], Tensor], x: Tensor, times: Tensor, generator: torch.Generator
-) -> Tensor:
+def exponential_samples(score: Score, x: Tensor, times: Tensor, noise: Callable[[], Tensor]) -> Tensor:
     """Samples of the reverse process by the exponential integrator, the score held over each step:
 
     x <- e^h x + 2 (e^h - 1) s(x, t) + sqrt(e^{2h} - 1) z, h = t_j - t_{j+1} (the paper, sampling).
 
-    x: [*batch, d] draws of N(0, I); times: [steps + 1] falling from T to the stop. Any dimension.
+    x: [*batch, d] draws of N(0, I), any dimension; times: [steps + 1] falling from T to the stop; `noise`
+    draws the z of one step, broadcastable to x, so that networks under comparison can share it.
     """
     for now, after in zip(times[:-1].tolist(), times[1:].tolist(), strict=True):
         growth = math.expm1(now - after)
-        noise = torch.randn(x.shape, generator=generator, dtype=x.dtype)
-        x = x + growth * (x + 2 * score(x, now)) + math.sqrt(math.expm1(2 * (now - after))) * noise
+        x = x + growth * (x + 2 * score(x, now)) + math.sqrt(math.expm1(2 * (now - after))) * noise()
     return x

@@ -150,16 +150,12 @@ class Game:
         inverse = torch.cholesky_inverse(torch.linalg.cholesky(self.hessian))
         start = (-self.moments.target @ inverse).expand(shape).reshape(-1, *shape[-3:])
         inverse = inverse.expand(*batch, *inverse.shape[-3:]).reshape(-1, *inverse.shape[-3:])
-        coupling = self.coupling.expand(*batch, *self.coupling.shape[-2:]).reshape(
-            -1, *self.coupling.shape[-2:]
-        )
+        coupling = self.coupling.expand(*batch, *self.coupling.shape[-2:]).reshape(-1, *self.coupling.shape[-2:])
         solved = [_krylov(*game, tolerance) for game in zip(inverse, coupling, start, strict=True)]
         solution = torch.stack(solved).reshape(shape)
         residual = self.gradient(solution).norm() / (2 / self.dimension * self.moments.target.norm())
         if not residual < 100 * tolerance:
-            raise ValueError(
-                f"the iterative equilibrium solver stopped at a relative residual of {residual:.1e}"
-            )
+            raise ValueError(f"the iterative equilibrium solver stopped at a relative residual of {residual:.1e}")
         return solution
 
     def _solve_projected(self, tolerance: float = 1e-12, limit: int = 20_000) -> Tensor:
@@ -172,9 +168,7 @@ class Game:
             if not moving.any():
                 return A
             A = A + 0.5 * moving[..., None, None, None] * move
-        raise ValueError(
-            f"best responses did not settle within {limit} iterations: the game may not be monotone"
-        )
+        raise ValueError(f"best responses did not settle within {limit} iterations: the game may not be monotone")
 
     def smallest_eigenvalue(self) -> Tensor:
         """[*batch]: of the symmetric part of the game's Jacobian; positive = strongly monotone, one

@@ -37,10 +37,7 @@ class Players:
     ) -> "Players":
         """W and U uniform on [-1, 1], for each (seed, class) from its own generator; `shared`: class 0's for
         all."""
-        tables = [
-            [_uniform(seed, 0 if shared else y, features, dimension) for y in range(classes)]
-            for seed in seeds
-        ]
+        tables = [[_uniform(seed, 0 if shared else y, features, dimension) for y in range(classes)] for seed in seeds]
         drawn = torch.stack([torch.stack(row) for row in tables])
         return cls(drawn[..., :dimension], drawn[..., dimension:], horizon)
 
@@ -135,17 +132,12 @@ def moments(
     players: Players, samples: list[Sample], process: Process, own_weight: Tensor, mutual_weight: Tensor
 ) -> Moments:
     """The moments of all classes; `samples` holds one `Sample` a class, their sizes may differ."""
-    rows = [
-        class_moments(players, y, sample, process, own_weight, mutual_weight)
-        for y, sample in enumerate(samples)
-    ]
+    rows = [class_moments(players, y, sample, process, own_weight, mutual_weight) for y, sample in enumerate(samples)]
     own, target, cross = zip(*rows, strict=True)
     return Moments(torch.stack(own, -3), torch.stack(target, -3), torch.stack(cross, -4))
 
 
-def denoising_losses(
-    players: Players, A: Tensor, y: int, sample: Sample, process: Process, weight: Tensor
-) -> Tensor:
+def denoising_losses(players: Players, A: Tensor, y: int, sample: Sample, process: Process, weight: Tensor) -> Tensor:
     """L_y sample by sample: mean_j lambda_j (1/d) ||s_y(x_t) + xi / sigma||², [*batch, n]; A: [*batch, d,
     m]."""
     network, total = players.only(y), 0
