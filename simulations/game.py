@@ -1,0 +1,385 @@
+"""`fedmutual game PRESET`: the theory played exactly, as rows, figures and a page that says what holds."""
+
+import json
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+import typer
+from jinja2 import Environment, FileSystemLoader
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from fedmutual.config import UserError
+from simulations import game_claims, game_figures
+from simulations.game_arms import CHUNK, Measured, draw, interval, measure, method
+from simulations.game_cases import PRESETS, Case, Preset, Settings, preset
+from simulations.game_dynamics import (
+    benchmark,
+    heat_maps,
+    local_step_curves,
+    nash_curves,
+    peer_curves,
+    slopes,
+    stability,
+)
+from simulations.game_figures import Band, Picture
+
+Row = dict[str, Any]
+DYNAMICS_SEEDS = 20
+"""Games behind the figures of approach; their intervals are narrow, and a long descent costs most of the time."""
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a run found. `about` says what was played; `tables` are (title, heads, lines of cells)."""
+
+    about: str
+    rows: list[Row]
+    claims: list[game_claims.Claim]
+    pictures: list[Picture]
+    health: list[tuple[str, float]]
+
+
+def run(name: str, seeds: int | None, settings: Settings, out: Path | None) -> Report:
+    """Play preset `name` on `seeds` games; writes report.html and rows.json under `out` where given."""
+    found = preset(name)
+    count = found.default_seeds if seeds is None else seeds
+    if count < 1:
+        raise UserError("seeds must be at least 1")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # the matrices are small: threads would only wait for each other
+    try:
+        report = _play(name, found, list(range(count)), settings)
+    finally:
+        torch.set_num_threads(threads)
+    if out:
+        write(report, name, count, settings, out)
+    return report
+
+
+def _play(name: str, found: Preset, seeds: list[int], settings: Settings) -> Report:
+    results = {}
+    with progress(found, seeds) as done:
+        for case in found.cases:
+            results[case.label] = (case, measure(case, found.metric, seeds[: case.most_seeds], settings, done))
+    rows = [row for case, measured in results.values() for row in rows_of(name, found, case, measured)]
+    claims, pictures = _claims(name, results), []
+    if name == "phase":
+        pictures.append(_phase(found, results, settings))
+    else:
+        pictures.append(_v_picture(found, results, settings))
+        case = found.cases[0]
+        world = draw(case, seeds[:DYNAMICS_SEEDS], settings)
+        beta = _best(results[case.label][1], settings)
+        more_rows, more_claims, more = _dynamics(name, case, world, settings, beta)
+        rows, claims, pictures = rows + more_rows, claims + more_claims, pictures + more
+        if found.metric == "kl" and len(case.counts) == 2:
+            pictures += [_heat(found, results, one, seeds, settings) for one in _heat_cases(found)]
+    health: dict[str, float] = {}
+    for _, measured in results.values():
+        health |= {key: max(value, health.get(key, 0.0)) for key, value in measured.health.items()}
+    return Report(found.about, rows, claims, pictures, list(health.items()))
+
+
+def rows_of(name: str, found: Preset, case: Case, measured: Measured) -> list[Row]:
+    """One row for each arm and class: mean, interval, paired difference from beta 0, and the paper's number."""
+    rows = []
+    for (learning, arm), values in measured.values.items():
+        base = measured.values[learning, method("0")]
+        columns = {"worst": (values.amax(-1), base.amax(-1)), "mean": (values.mean(-1), base.mean(-1))}
+        shown = range(len(case.counts)) if len(case.counts) <= 10 else (0, len(case.counts) - 1)
+        columns |= {case.names[y]: (values[:, y], base[:, y]) for y in shown}
+        for label, (mine, other) in columns.items():
+            mean, half = interval(mine.numpy())
+            difference, difference_half = interval((mine - other).numpy())
+            beta = _number(arm)
+            rows.append(
+                {
+                    "preset": name,
+                    "case": case.label,
+                    "learning": learning,
+                    "method": arm,
+                    "beta": beta,
+                    "class": label,
+                    "metric": found.metric,
+                    "mean": mean,
+                    "ci95": half,
+                    "difference": difference,
+                    "difference_ci95": difference_half,
+                    "seeds": len(mine),
+                    "paper": found.paper.get((case.label, beta, label)) if learning == "equilibrium" else None,
+                }
+            )
+    return rows
+
+
+def _number(arm: str) -> float | str | None:
+    """The beta of an arm: a number, "auto", or none for a control."""
+    words = arm.replace(",", "").split()
+    if words[0] != "beta":
+        return None
+    return "auto" if words[1] == "auto" else float(words[1])
+
+
+def _claims(name: str, results: game_claims.Results) -> list[game_claims.Claim]:
+    made: list[game_claims.Claim] = []
+    if name in ("case-one", "case-two"):
+        made += game_claims.lower_worst(results)
+    if name == "case-one":
+        made += game_claims.head_suffers(results)
+    if name == "case-two":
+        made += game_claims.both_better(results)
+    if name in ("overlap", "case-two", "overlap-2d"):
+        made += game_claims.v_shape(results)
+        made += game_claims.beats_controls(results)
+    if name == "many":
+        made += game_claims.peers_matter(results)
+        made.append(game_claims.auto_is_safe(results, "beta auto, similar peers"))
+    made.append(game_claims.auto_is_safe(results))
+    made.append(game_claims.auto_is_safe(results, "beta auto, caution 0"))
+    return made
+
+
+def _best(measured: Measured, settings: Settings) -> float:
+    """The positive beta whose worst class is best at the equilibrium."""
+    worst = {
+        beta: measured.values["equilibrium", method(f"{beta:g}")].amax(-1).mean() for beta in settings.betas if beta
+    }
+    return min(worst, key=worst.get) if worst else 1.0
+
+
+def _v_picture(found: Preset, results: game_claims.Results, settings: Settings) -> Picture:
+    panels, levels = {}, {}
+    for label, (case, measured) in results.items():
+        for learning in ("equilibrium", "adam") if len(results) == 1 else ("equilibrium",):
+            if (learning, method("0")) not in measured.values:
+                continue
+            title = label if len(results) > 1 else learning
+            tables = [measured.values[learning, method(f"{beta:g}")] for beta in settings.betas]
+            pick = {
+                "worst class": lambda v: v.amax(-1),
+                case.names[0]: lambda v: v[:, 0],
+                case.names[-1]: lambda v: v[:, -1],
+            }
+            panels[title] = [
+                Band(kind, *zip(*(interval(choose(table).numpy()) for table in tables), strict=True))
+                for kind, choose in pick.items()
+            ]
+            arms = (
+                ("tuned ridge", "copy head", "beta auto")
+                if len(case.counts) == 2
+                else ("tuned ridge", "beta auto, similar peers")
+            )
+            levels[title] = {arm: float(measured.values[learning, arm].amax(-1).mean()) for arm in arms}
+    unit = "KL(truth || generated)" if found.metric == "kl" else "Fréchet distance"
+    caption = (
+        "Lines: means over seeds with 95 % intervals. Dotted: the worst class with the controls and with chosen beta."
+    )
+    return Picture("Over beta", caption, game_figures.v_curves(settings.betas, panels, levels, unit))
+
+
+def _dynamics(name: str, case: Case, world, settings: Settings, beta: float):
+    """Nash gap, local steps, peers, stability: rows, claims and pictures of one case."""
+    betas = [value for value in (0.0, 0.01, 0.1, 1.0) if len(case.counts) == 2 or value in (0.0, 0.1)]
+    steps = settings.descent if len(case.counts) == 2 else min(settings.descent, 4000)
+    gaps = nash_curves(world, betas, steps)
+    rows = [
+        _plain_row(name, case, "descent", curve.name, "nash-gap slope", slopes(curve)[np.isfinite(slopes(curve))])
+        for curve in gaps
+    ]
+    for entry in stability(world, list(settings.betas)):
+        for metric in ("monotone", "radius"):
+            rows.append(
+                _plain_row(name, case, "equilibrium", method(f"{entry['beta']:g}"), metric, np.array([entry[metric]]))
+            )
+    rounds = min(settings.descent, 2000)
+    approach = {"local steps": local_step_curves(world, beta, rounds)}
+    if len(case.counts) > 2:
+        approach["peers a round"] = peer_curves(world, 0.1, rounds)
+    for curve in (curve for lines in approach.values() for curve in lines):
+        rows.append(
+            _plain_row(name, case, "descent", curve.name, f"distance after {rounds} rounds", curve.values[-1].numpy())
+        )
+    pictures = [
+        Picture(
+            "Nash gap over iterations",
+            f"{case.label}, gradient descent; geometric mean over {len(world.seeds)} games, middle half shaded.",
+            game_figures.curves({"": gaps}, "iteration", "Nash gap"),
+        ),
+        Picture(
+            "Approach to the equilibrium",
+            f"{case.label}, beta {beta:g}: relative distance of the scores from the equilibrium's. More local steps need "
+            "fewer rounds and end at the same point; sampled peers leave a floor at a constant rate.",
+            game_figures.curves(approach, "round", "distance to the equilibrium"),
+        ),
+    ]
+    return rows, game_claims.nash_rate(gaps, case.label), pictures
+
+
+def _plain_row(name: str, case: Case, learning: str, arm: str, metric: str, values: np.ndarray) -> Row:
+    mean, half = interval(values)
+    beta = _number(arm)
+    return {
+        "preset": name, "case": case.label, "learning": learning, "method": arm, "beta": beta, "class": "all",
+        "metric": metric, "mean": mean, "ci95": half, "difference": None, "difference_ci95": None,
+        "seeds": len(values), "paper": None,
+    }  # fmt: skip
+
+
+def _heat_cases(found: Preset) -> list[Case]:
+    """The cases worth a map: at most two, the first and, in a sweep, one with well-separated classes."""
+    return [found.cases[0]] if len(found.cases) < 3 else [found.cases[1], found.cases[3]]
+
+
+def _heat(found: Preset, results: game_claims.Results, case: Case, seeds: list[int], settings: Settings) -> Picture:
+    beta = _best(results[case.label][1], settings)
+    reach = max(float((m.means[:, 0].abs() + 3 * m.variances.sqrt()).max()) for m in case.truths)
+    maps = heat_maps(draw(case, seeds[: 2 * CHUNK], settings), beta, reach)
+    caption = (
+        f"{case.label}, exact equilibria, {min(len(seeds), 2 * CHUNK)} games; beta {beta:g} is the best positive one."
+    )
+    return Picture("Density and fitting error", caption, game_figures.heat_panels(maps, case.names))
+
+
+def _phase(found: Preset, results: game_claims.Results, settings: Settings) -> Picture:
+    across = sorted({float(label.split(",")[0][5:]) for label in results})
+    up = list(dict.fromkeys(label.split(", ")[1] for label in results))
+    arms = [method(f"{beta:g}") for beta in settings.betas if beta >= 0.1] + ["beta auto"]
+    panels, doubt = {}, {}
+    for arm in arms:
+        table = [
+            [
+                game_claims.change(
+                    results[f"mu = {mu:g}, {pair}"][1], ("equilibrium", arm), ("equilibrium", method("0"))
+                )
+                for mu in across
+            ]
+            for pair in up
+        ]
+        panels[arm] = np.array([[cell.mean for cell in line] for line in table])
+        doubt[arm] = np.array([[cell.half for cell in line] for line in table])
+    caption = (
+        "Change of the worst class's KL against beta 0 at the exact equilibrium, 50 samples in all; purple is better, "
+        "orange is worse, a dot marks a 95 % interval that excludes zero."
+    )
+    return Picture("Where mutual learning helps", caption, game_figures.phase_panels(across, up, panels, doubt))
+
+
+def write(report: Report, name: str, seeds: int, settings: Settings, out: Path) -> Path:
+    """rows.json and the self-contained report.html under `out`."""
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "rows.json").write_text(json.dumps({"rows": _finite(report.rows)}, indent=1))
+    environment = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True)
+    environment.filters["number"] = lambda value: "" if value is None or not math.isfinite(value) else f"{value:.3f}"
+    page = environment.get_template("game_report.html").render(
+        name=name,
+        seeds=seeds,
+        report=report,
+        settings=asdict(settings),
+        tables=_tables(report.rows),
+        flaws=report.health,
+    )
+    path = out / "report.html"
+    path.write_text(page)
+    return path
+
+
+def _tables(rows: list[Row]) -> list[dict[str, Any]]:
+    """One table for each case and way of learning: a line an arm, a column a class."""
+    tables: dict[tuple[str, str, str], dict[str, dict[str, Row]]] = {}
+    for row in rows:
+        tables.setdefault((row["case"], row["learning"], row["metric"]), {}).setdefault(row["method"], {})[
+            row["class"]
+        ] = row
+    shown = []
+    for (case, learning, metric), lines in tables.items():
+        classes = list(dict.fromkeys(label for line in lines.values() for label in line))
+        paper = any(row["paper"] is not None for line in lines.values() for row in line.values())
+        shown.append(
+            {"case": case, "learning": learning, "metric": metric, "classes": classes, "lines": lines, "paper": paper}
+        )
+    return shown
+
+
+def _finite(rows: list[Row]) -> list[Row]:
+    """JSON has no nan: null stands for an interval that one seed cannot give."""
+    return [
+        {key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in row.items()}
+        for row in rows
+    ]
+
+
+@contextmanager
+def progress(found: Preset, seeds: list[int]) -> Iterator[Any]:
+    """A bar on stderr over all games of all cases."""
+    columns = [TextColumn("playing"), BarColumn(), MofNCompleteColumn(), TextColumn("games"), TimeElapsedColumn()]
+    total = sum(min(len(seeds), case.most_seeds) for case in found.cases)
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        task = bar.add_task("", total=total)
+        yield lambda count: bar.advance(task, count)
+
+
+def game(
+    name: Annotated[str, typer.Argument(metavar="PRESET", help=f"{', '.join(PRESETS)}, or bench.")],
+    seeds: Annotated[
+        int | None, typer.Option(help="Games for each case; by default enough for a minute or two.")
+    ] = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("-s", "--set", metavar="KEY=VALUE", help="Change a setting.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of the report; by default runs/game-PRESET-TIME.")] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help='Print one object {"rows": [...]} instead of tables.')
+    ] = False,
+) -> None:
+    """The theory, exactly: equilibrium, Nash gap and divergence of every class, with figures."""
+    chosen = Settings.parse(settings or [])
+    if name == "bench":
+        return _print_bench(benchmark(), as_json)
+    preset(name)
+    folder = out or Path("runs") / f"game-{name}-{datetime.now():%Y%m%d-%H%M%S}"
+    report = run(name, seeds, chosen, folder)
+    if as_json:
+        print(json.dumps({"rows": _finite(report.rows)}))
+        return
+    console = Console()
+    for table in _tables(report.rows):
+        _print_table(console, table)
+    for claim in report.claims:
+        console.print(f"[bold]{claim.verdict}[/bold]: {claim.claim}. {claim.sentence}", highlight=False)
+    print(f"report: {folder / 'report.html'}")
+
+
+def _print_table(console: Console, table: dict[str, Any]) -> None:
+    lines = Table(title=f"{table['case']}, {table['learning']}: {table['metric']}", box=None, title_justify="left")
+    lines.add_column("method")
+    shown = [label for label in table["classes"] if label in ("worst", "head", "tail", "all", "mean")]
+    for label in shown:
+        lines.add_column(label, justify="right")
+    for arm, cells in table["lines"].items():
+        lines.add_row(arm, *(f"{cells[label]['mean']:.3f} ± {cells[label]['ci95']:.3f}" for label in shown))
+    console.print(lines)
+
+
+def _print_bench(rows: list[Row], as_json: bool) -> None:
+    if as_json:
+        print(json.dumps({"rows": rows}))
+        return
+    for row in rows:
+        print(
+            f"{row['name']}: {row['iterations']} iterations of {row['games']} games in {row['seconds']:.2f} CPU-s; "
+            f"a loop over clients with autograd needs {row['autograd_seconds_per_game']:.1f} s for one game, "
+            f"{row['ratio']:.0f} times as long"
+        )
+
+
+if __name__ == "__main__":
+    typer.run(game)

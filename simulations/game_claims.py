@@ -1,0 +1,236 @@
+"""One plain sentence for each claim, worked out from the measured numbers, never written beforehand."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from simulations.game_arms import Measured, interval, method
+from simulations.game_cases import Case
+from simulations.game_dynamics import Curve, slopes
+
+REPRODUCED, NOT_REPRODUCED = "reproduced", "not reproduced"
+CONDITIONAL, OPEN = "only under conditions", "undecided"
+PAPER_BETA = 0.01
+
+Results = dict[str, tuple[Case, Measured]]
+"""{case label: (case, what was measured)}."""
+
+
+@dataclass(frozen=True)
+class Claim:
+    """What was claimed, by whom, the verdict, and the sentence with the numbers."""
+
+    claim: str
+    source: str
+    verdict: str
+    sentence: str
+
+
+@dataclass(frozen=True)
+class Change:
+    """A paired difference over seeds with its 95 % interval; negative is better."""
+
+    mean: float
+    half: float
+
+    @property
+    def sign(self) -> int:
+        """-1 or 1 where the interval excludes zero, else 0 (also for a single seed, which has no interval)."""
+        return int(np.sign(self.mean)) if abs(self.mean) > self.half else 0
+
+    def __str__(self) -> str:
+        return f"{self.mean:+.3f} ± {self.half:.3f}"
+
+
+def change(measured: Measured, arm: tuple[str, str], base: tuple[str, str], y: int | None = None) -> Change:
+    """Arm minus base in class y, or in each game's worst class."""
+    values = [measured.values[key] for key in (arm, base)]
+    left, right = (table.amax(-1) if y is None else table[:, y] for table in values)
+    return Change(*interval((left - right).numpy()))
+
+
+def verdict(signs: list[int], wanted: int) -> str:
+    """How often what was claimed (`wanted`) is what happened beyond doubt."""
+    if all(sign == wanted for sign in signs):
+        return REPRODUCED
+    if any(sign == wanted for sign in signs):
+        return CONDITIONAL
+    return NOT_REPRODUCED if any(sign == -wanted for sign in signs) else OPEN
+
+
+def _learnings(results: Results) -> list[str]:
+    return sorted({key[0] for _, measured in results.values() for key in measured.values}, reverse=False)
+
+
+def _nearest(measured: Measured, beta: float) -> str:
+    """The arm with a fixed positive beta nearest to `beta`."""
+    betas = [
+        float(name[5:])
+        for _, name in measured.values
+        if name.startswith("beta ") and name[5:].replace(".", "").isdigit()
+    ]
+    positive = [value for value in set(betas) if value > 0]
+    return method(f"{min(positive, key=lambda value: abs(np.log(value / beta))):g}")
+
+
+def _listed(results: Results, pick: Callable[[Case, Measured], Change]) -> tuple[list[int], str]:
+    changes = {label: pick(case, measured) for label, (case, measured) in results.items()}
+    return [one.sign for one in changes.values()], "; ".join(f"{label}: {one}" for label, one in changes.items())
+
+
+def lower_worst(results: Results, source: str = "the paper") -> list[Claim]:
+    """Is the worst class better with the paper's beta? One claim for each way of learning."""
+    claims = []
+    for learning in _learnings(results):
+        arm = _nearest(next(iter(results.values()))[1], PAPER_BETA)
+        signs, text = _listed(results, lambda _, m, arm=arm, by=learning: change(m, (by, arm), (by, method("0"))))
+        helped = [label for label, sign in zip(results, signs, strict=True) if sign < 0]
+        where = f"it is so for {', '.join(helped)}" if helped else "in no case is the fall beyond doubt"
+        sentence = f"With {arm} against beta 0, learned by {learning}: {where}. Change of the worst class: {text}."
+        claims.append(
+            Claim("mutual learning lowers the worst class's divergence", source, verdict(signs, -1), sentence)
+        )
+    return claims
+
+
+def head_suffers(results: Results) -> list[Claim]:
+    """Does the head pay where classes are far apart (mu >= 2 at s = 1)?"""
+    far = {label: one for label, one in results.items() if label in ("mu = 2", "mu = 5")}
+    arm = _nearest(next(iter(far.values()))[1], PAPER_BETA)
+    by = "equilibrium"
+    signs, text = _listed(far, lambda _, m: change(m, (by, arm), (by, method("0")), 0))
+    sentence = f"With {arm} at the equilibrium, change of the head: {text}."
+    return [Claim("the head suffers when mu is large", "the paper", verdict(signs, 1), sentence)]
+
+
+def both_better(results: Results) -> list[Claim]:
+    """Case two: do both classes gain at the same beta?"""
+    claims = []
+    _, measured = next(iter(results.values()))
+    for learning in _learnings(results):
+        arms = [
+            name for by, name in measured.values if by == learning and name.startswith("beta ") and name != "beta 0"
+        ]
+        fixed = [name for name in arms if "auto" not in name]
+        pairs = {
+            name: [change(measured, (learning, name), (learning, method("0")), y) for y in (0, 1)] for name in fixed
+        }
+        both = [name for name, pair in pairs.items() if all(one.sign < 0 for one in pair)]
+        arm = _nearest(measured, PAPER_BETA)
+        head, tail = pairs[arm]
+        found = (
+            f"both are better beyond doubt with {', '.join(both)}"
+            if both
+            else "at no beta are both better beyond doubt"
+        )
+        sentence = f"Learned by {learning}, {found}; with {arm} the head changes by {head}, the tail by {tail}."
+        outcome = REPRODUCED if arm in both else CONDITIONAL if both else NOT_REPRODUCED
+        claims.append(Claim("both classes are better", "the paper", outcome, sentence))
+    return claims
+
+
+def v_shape(results: Results) -> list[Claim]:
+    """Does the worst class fall and rise again over beta?"""
+    claims = []
+    for label, (_, measured) in results.items():
+        names = [name for by, name in measured.values if by == "equilibrium" and name.startswith("beta ")]
+        fixed = sorted(
+            (name for name in names if name[5:].replace(".", "").isdigit()), key=lambda name: float(name[5:])
+        )
+        means = [float(measured.values["equilibrium", name].amax(-1).mean()) for name in fixed]
+        best = fixed[int(np.argmin(means))]
+        falls, rises = (change(measured, ("equilibrium", best), ("equilibrium", end)) for end in (fixed[0], fixed[-1]))
+        outcome = (
+            REPRODUCED if best not in (fixed[0], fixed[-1]) and falls.sign < 0 and rises.sign < 0 else NOT_REPRODUCED
+        )
+        curve = ", ".join(f"{mean:.3f} ({name[5:]})" for mean, name in zip(means, fixed, strict=True))
+        sentence = (
+            f"{label}: worst class over beta {curve}; at {best}, {falls} against beta 0, {rises} against {fixed[-1]}."
+        )
+        claims.append(Claim("the worst class over beta is V-shaped", "this project's prototype", outcome, sentence))
+    return claims
+
+
+def beats_controls(results: Results) -> list[Claim]:
+    """Does mutual learning beat what a class could do without it?"""
+    claims = []
+    for control in ("tuned ridge", "copy head", "pooled"):
+        for arm in (_nearest(next(iter(results.values()))[1], 1.0), "beta auto"):
+            signs, text = _listed(
+                results, lambda _, m, arm=arm, c=control: change(m, ("equilibrium", arm), ("equilibrium", c))
+            )
+            sentence = f"{arm} minus {control}, worst class at the equilibrium: {text}."
+            claims.append(Claim(f"{arm} beats the control '{control}'", "a control", verdict(signs, -1), sentence))
+    return claims
+
+
+def auto_is_safe(results: Results, arm: str = "beta auto") -> Claim:
+    """Auto beta must never be beyond doubt worse than beta 0."""
+    rows = {}
+    for label, (_, measured) in results.items():
+        for learning in _learnings({label: results[label]}):
+            rows[f"{label}, {learning}"] = change(measured, (learning, arm), (learning, method("0")))
+    worse = {label: one for label, one in rows.items() if one.sign > 0}
+    better = [label for label, one in rows.items() if one.sign < 0]
+    text = "; ".join(f"{label}: {one}" for label, one in rows.items())
+    found = f"It is worse beyond doubt in {', '.join(worse)}" if worse else "It is nowhere worse beyond doubt"
+    gain = f"better beyond doubt in {', '.join(better)}" if better else "nowhere better beyond doubt"
+    name = f"{arm.removeprefix('beta auto').strip(', ') or 'the safe rule'}"
+    sentence = f"{found}, and {gain} ({text})."
+    outcome = NOT_REPRODUCED if worse else REPRODUCED
+    return Claim(
+        f"choosing beta on held-out samples ({name}) is never worse than beta 0", "this project", outcome, sentence
+    )
+
+
+def nash_rate(curves: list[Curve], label: str) -> list[Claim]:
+    """Proposition 1: the gap falls as 1 / sqrt(T), down to a floor of order beta."""
+    fits = {curve.name: interval(slopes(curve)[np.isfinite(slopes(curve))]) for curve in curves}
+    text = "; ".join(f"{name}: {mean:.2f} ± {half:.2f}" for name, (mean, half) in fits.items())
+    last = {curve.name: float(torch.exp(curve.values[-1].clamp(min=1e-300).log().mean())) for curve in curves}
+    ends = "; ".join(f"{name}: {gap:.1e}" for name, gap in last.items())
+    fast = all(mean - half <= -0.5 for mean, half in fits.values() if np.isfinite(half))
+    rate = Claim(
+        "the Nash gap falls at least as fast as T^(-1/2)",
+        "the paper, Proposition 1",
+        REPRODUCED if fast else NOT_REPRODUCED,
+        f"{label}, gradient descent from iteration 1000 to {curves[0].rounds[-1]}, slope of log gap on log T: {text}.",
+    )
+    gaps = list(last.values())
+    floor = all(mean + half > -0.1 for mean, half in fits.values()) and gaps == sorted(gaps)
+    level = Claim(
+        "the gap stops at a floor that grows with beta",
+        "the paper's bound, O(beta)",
+        REPRODUCED if floor else NOT_REPRODUCED,
+        f"Gap after {curves[0].rounds[-1]} iterations: {ends}; it is {'flat' if floor else 'still falling'}.",
+    )
+    return [rate, level]
+
+
+def peers_matter(results: Results) -> list[Claim]:
+    """Many classes: uniform Q against Q by similarity, at beta 0.1."""
+    claims = []
+    arm = _nearest(next(iter(results.values()))[1], 0.1)
+    zero = ("equilibrium", method("0"))
+    signs, text = _listed(results, lambda _, m: change(m, ("equilibrium", arm), zero))
+    claims.append(
+        Claim(
+            "uniform peers are harmful with many classes",
+            "this project's prototype",
+            verdict(signs, 1),
+            f"{arm}: {text}.",
+        )
+    )
+    name = f"{arm}, similar peers"
+    signs, text = _listed(results, lambda _, m: change(m, ("equilibrium", name), zero))
+    claims.append(
+        Claim(
+            "peers by similarity help with many classes",
+            "this project's prototype",
+            verdict(signs, -1),
+            f"{name}: {text}.",
+        )
+    )
+    return claims
