@@ -143,6 +143,8 @@ def _claims(name: str, results: game_claims.Results) -> list[game_claims.Claim]:
     if name == "many":
         made += game_claims.peers_matter(results)
         made.append(game_claims.auto_is_safe(results, "beta auto, similar peers"))
+    if name == "phase":
+        made += game_claims.where_it_helps(results)
     made.append(game_claims.auto_is_safe(results))
     made.append(game_claims.auto_is_safe(results, "beta auto, caution 0"))
     return made
@@ -216,8 +218,8 @@ def _dynamics(name: str, case: Case, world, settings: Settings, beta: float):
         ),
         Picture(
             "Approach to the equilibrium",
-            f"{case.label}, beta {beta:g}: relative distance of the scores from the equilibrium's. More local steps need "
-            "fewer rounds and end at the same point; sampled peers leave a floor at a constant rate.",
+            f"{case.label}, beta {beta:g}: relative distance of the scores from the equilibrium's. More local steps "
+            "need fewer rounds and end at the same point; sampled peers leave a floor at a constant rate.",
             game_figures.curves(approach, "round", "distance to the equilibrium"),
         ),
     ]

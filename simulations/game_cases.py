@@ -79,8 +79,8 @@ class Settings:
                 raise UserError(f"{name} must be positive")
         if self.folds < 2:
             raise UserError("folds must be at least 2")
-        if not self.betas or min(self.betas) < 0:
-            raise UserError("betas must not be negative")
+        if min(self.betas) < 0 or not max(self.betas) > 0:
+            raise UserError("betas must not be negative, and one at least must be positive")
         for name in ("own_weight", "mutual_weight"):
             if getattr(self, name) not in ("", *WEIGHTS):
                 raise UserError(f"{name.replace('_', '-')} must be one of {', '.join(WEIGHTS)}")
@@ -146,7 +146,7 @@ PRESETS = {
         "10 and 50 unit Gaussians on the same stretch of a line, 200 samples down to 2",
         [
             Case("10 classes", line(10), geometric_counts(10), adam=False),
-            Case("50 classes", line(50, 0.2), geometric_counts(50), adam=False, most_seeds=10),
+            Case("50 classes", line(50, 0.2), geometric_counts(50), adam=False, most_seeds=5),
         ],
         default_seeds=20,
     ),

@@ -75,7 +75,7 @@ def v_curves(
             tops = [np.max(band.mean) for band in bands]
             if max(tops) > 20 * np.min([np.min(band.mean) for band in bands]):
                 axis.set_yscale("log")
-        axes[0].legend()
+        figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
         return _svg(figure, "worst class over beta")
 
 
@@ -153,7 +153,7 @@ def _panels(count: int, height: float = 2.7) -> tuple[Figure, list[Axes]]:
     """`count` axes, two in a row."""
     columns = min(2, count)
     rows = -(-count // columns)
-    figure = Figure(figsize=(3.7 * columns + (1.5 if columns == 1 else 0), height * rows), layout="constrained")
+    figure = Figure(figsize=(3.7 * columns + (0.9 if columns == 1 else 0), height * rows), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False).flatten().tolist()
     for spare in axes[count:]:
         spare.remove()
@@ -170,5 +170,7 @@ def _svg(figure: Figure, label: str) -> Markup:
     text = buffer.getvalue()
     text = text[text.index("<svg") :].replace(INK, "currentColor")
     text = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", text, count=1)
-    text = re.sub(r'(<svg[^>]*?) width="[^"]*"', rf'\1 role="img" aria-label="{label}"', text, count=1)
+    # Never larger than letters of the page's own size.
+    told = rf'\1 role="img" aria-label="{label}" style="max-width: {figure.get_figwidth() * 7.5:.0f}rem"'
+    text = re.sub(r'(<svg[^>]*?) width="[^"]*"', told, text, count=1)
     return Markup(text)
