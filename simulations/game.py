@@ -18,19 +18,20 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from fedmutual.config import UserError
-from simulations import game_claims, game_figures
-from simulations.game_arms import CHUNK, Measured, draw, interval, measure, method
+from simulations import game_claims, game_pictures
+from simulations.game_arms import Measured, draw, interval, measure, method
 from simulations.game_cases import PRESETS, Case, Preset, Settings, preset
 from simulations.game_dynamics import (
+    Curve,
     benchmark,
-    heat_maps,
     local_step_curves,
     nash_curves,
     peer_curves,
     slopes,
     stability,
 )
-from simulations.game_figures import Band, Picture
+from simulations.game_figures import Picture
+from simulations.game_world import World
 
 Row = dict[str, Any]
 DYNAMICS_SEEDS = 20
@@ -49,7 +50,7 @@ class Report:
 
 
 def run(name: str, seeds: int | None, settings: Settings, out: Path | None) -> Report:
-    """Play preset `name` on `seeds` games; writes report.html and rows.json under `out` where given."""
+    """Play preset `name` on `seeds` games; writes report.html, with figures, and rows.json under `out` where given."""
     found = preset(name)
     count = found.default_seeds if seeds is None else seeds
     if count < 1:
@@ -57,7 +58,7 @@ def run(name: str, seeds: int | None, settings: Settings, out: Path | None) -> R
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # the matrices are small: threads would only wait for each other
     try:
-        report = _play(name, found, list(range(count)), settings)
+        report = _play(name, found, list(range(count)), settings, figures=out is not None)
     finally:
         torch.set_num_threads(threads)
     if out:
@@ -65,7 +66,7 @@ def run(name: str, seeds: int | None, settings: Settings, out: Path | None) -> R
     return report
 
 
-def _play(name: str, found: Preset, seeds: list[int], settings: Settings) -> Report:
+def _play(name: str, found: Preset, seeds: list[int], settings: Settings, figures: bool) -> Report:
     results = {}
     with progress(found, seeds) as done:
         for case in found.cases:
@@ -73,16 +74,16 @@ def _play(name: str, found: Preset, seeds: list[int], settings: Settings) -> Rep
     rows = [row for case, measured in results.values() for row in rows_of(name, found, case, measured)]
     claims, pictures = _claims(name, results), []
     if name == "phase":
-        pictures.append(_phase(found, results, settings))
+        pictures += [game_pictures.phase(results, settings)] if figures else []
     else:
-        pictures.append(_v_picture(found, results, settings))
         case = found.cases[0]
         world = draw(case, seeds[:DYNAMICS_SEEDS], settings)
-        beta = _best(results[case.label][1], settings)
-        more_rows, more_claims, more = _dynamics(name, case, world, settings, beta)
-        rows, claims, pictures = rows + more_rows, claims + more_claims, pictures + more
-        if found.metric == "kl" and len(case.counts) == 2:
-            pictures += [_heat(found, results, one, seeds, settings) for one in _heat_cases(found)]
+        beta = game_pictures.best_beta(results[case.label][1], settings)
+        more_rows, more_claims, gaps, approach = _dynamics(name, case, world, settings, beta)
+        rows, claims = rows + more_rows, claims + more_claims
+        if figures:
+            pictures += game_pictures.all_of(found, results, seeds, settings)
+            pictures += game_pictures.approach(case.label, beta, gaps, approach)
     health: dict[str, float] = {}
     for _, measured in results.values():
         health |= {key: max(value, health.get(key, 0.0)) for key, value in measured.health.items()}
@@ -150,80 +151,29 @@ def _claims(name: str, results: game_claims.Results) -> list[game_claims.Claim]:
     return made
 
 
-def _best(measured: Measured, settings: Settings) -> float:
-    """The positive beta whose worst class is best at the equilibrium."""
-    worst = {
-        beta: measured.values["equilibrium", method(f"{beta:g}")].amax(-1).mean() for beta in settings.betas if beta
-    }
-    return min(worst, key=worst.get) if worst else 1.0
-
-
-def _v_picture(found: Preset, results: game_claims.Results, settings: Settings) -> Picture:
-    panels, levels = {}, {}
-    for label, (case, measured) in results.items():
-        for learning in ("equilibrium", "adam") if len(results) == 1 else ("equilibrium",):
-            if (learning, method("0")) not in measured.values:
-                continue
-            title = label if len(results) > 1 else learning
-            tables = [measured.values[learning, method(f"{beta:g}")] for beta in settings.betas]
-            pick = {
-                "worst class": lambda v: v.amax(-1),
-                case.names[0]: lambda v: v[:, 0],
-                case.names[-1]: lambda v: v[:, -1],
-            }
-            panels[title] = [
-                Band(kind, *zip(*(interval(choose(table).numpy()) for table in tables), strict=True))
-                for kind, choose in pick.items()
-            ]
-            arms = (
-                ("tuned ridge", "copy head", "beta auto")
-                if len(case.counts) == 2
-                else ("tuned ridge", "beta auto, similar peers")
-            )
-            levels[title] = {arm: float(measured.values[learning, arm].amax(-1).mean()) for arm in arms}
-    unit = "KL(truth || generated)" if found.metric == "kl" else "Fréchet distance"
-    caption = (
-        "Lines: means over seeds with 95 % intervals. Dotted: the worst class with the controls and with chosen beta."
+def _dynamics(
+    name: str, case: Case, world: World, settings: Settings, beta: float
+) -> tuple[list[Row], list[game_claims.Claim], list[Curve], dict[str, list[Curve]]]:
+    """How one case approaches its equilibrium: rows, claims, the Nash gaps, and the distances by kind."""
+    pair = len(case.counts) == 2
+    gaps = nash_curves(
+        world, [0.0, 0.01, 0.1, 1.0] if pair else [0.0, 0.1], settings.descent if pair else min(settings.descent, 4000)
     )
-    return Picture("Over beta", caption, game_figures.v_curves(settings.betas, panels, levels, unit))
-
-
-def _dynamics(name: str, case: Case, world, settings: Settings, beta: float):
-    """Nash gap, local steps, peers, stability: rows, claims and pictures of one case."""
-    betas = [value for value in (0.0, 0.01, 0.1, 1.0) if len(case.counts) == 2 or value in (0.0, 0.1)]
-    steps = settings.descent if len(case.counts) == 2 else min(settings.descent, 4000)
-    gaps = nash_curves(world, betas, steps)
-    rows = [
-        _plain_row(name, case, "descent", curve.name, "nash-gap slope", slopes(curve)[np.isfinite(slopes(curve))])
-        for curve in gaps
-    ]
+    rows = [_plain_row(name, case, "descent", curve.name, "nash-gap slope", slopes(curve)) for curve in gaps]
     for entry in stability(world, list(settings.betas)):
-        for metric in ("monotone", "radius"):
-            rows.append(
-                _plain_row(name, case, "equilibrium", method(f"{entry['beta']:g}"), metric, np.array([entry[metric]]))
-            )
+        arm = method(f"{entry['beta']:g}")
+        rows += [
+            _plain_row(name, case, "equilibrium", arm, what, np.array([entry[key]]))
+            for key, what in (("monotone", "share of monotone games"), ("radius", "spectral radius"))
+        ]
     rounds = min(settings.descent, 2000)
     approach = {"local steps": local_step_curves(world, beta, rounds)}
-    if len(case.counts) > 2:
+    if not pair:
         approach["peers a round"] = peer_curves(world, 0.1, rounds)
     for curve in (curve for lines in approach.values() for curve in lines):
-        rows.append(
-            _plain_row(name, case, "descent", curve.name, f"distance after {rounds} rounds", curve.values[-1].numpy())
-        )
-    pictures = [
-        Picture(
-            "Nash gap over iterations",
-            f"{case.label}, gradient descent; geometric mean over {len(world.seeds)} games, middle half shaded.",
-            game_figures.curves({"": gaps}, "iteration", "Nash gap"),
-        ),
-        Picture(
-            "Approach to the equilibrium",
-            f"{case.label}, beta {beta:g}: relative distance of the scores from the equilibrium's. More local steps "
-            "need fewer rounds and end at the same point; sampled peers leave a floor at a constant rate.",
-            game_figures.curves(approach, "round", "distance to the equilibrium"),
-        ),
-    ]
-    return rows, game_claims.nash_rate(gaps, case.label), pictures
+        what = f"distance after {rounds} rounds"
+        rows.append(_plain_row(name, case, "descent", curve.name, what, curve.values[-1].numpy()))
+    return rows, game_claims.nash_rate(gaps, case.label), gaps, approach
 
 
 def _plain_row(name: str, case: Case, learning: str, arm: str, metric: str, values: np.ndarray) -> Row:
@@ -234,45 +184,6 @@ def _plain_row(name: str, case: Case, learning: str, arm: str, metric: str, valu
         "metric": metric, "mean": mean, "ci95": half, "difference": None, "difference_ci95": None,
         "seeds": len(values), "paper": None,
     }  # fmt: skip
-
-
-def _heat_cases(found: Preset) -> list[Case]:
-    """The cases worth a map: at most two, the first and, in a sweep, one with well-separated classes."""
-    return [found.cases[0]] if len(found.cases) < 3 else [found.cases[1], found.cases[3]]
-
-
-def _heat(found: Preset, results: game_claims.Results, case: Case, seeds: list[int], settings: Settings) -> Picture:
-    beta = _best(results[case.label][1], settings)
-    reach = max(float((m.means[:, 0].abs() + 3 * m.variances.sqrt()).max()) for m in case.truths)
-    maps = heat_maps(draw(case, seeds[: 2 * CHUNK], settings), beta, reach)
-    caption = (
-        f"{case.label}, exact equilibria, {min(len(seeds), 2 * CHUNK)} games; beta {beta:g} is the best positive one."
-    )
-    return Picture("Density and fitting error", caption, game_figures.heat_panels(maps, case.names))
-
-
-def _phase(found: Preset, results: game_claims.Results, settings: Settings) -> Picture:
-    across = sorted({float(label.split(",")[0][5:]) for label in results})
-    up = list(dict.fromkeys(label.split(", ")[1] for label in results))
-    arms = [method(f"{beta:g}") for beta in settings.betas if beta >= 0.1] + ["beta auto"]
-    panels, doubt = {}, {}
-    for arm in arms:
-        table = [
-            [
-                game_claims.change(
-                    results[f"mu = {mu:g}, {pair}"][1], ("equilibrium", arm), ("equilibrium", method("0"))
-                )
-                for mu in across
-            ]
-            for pair in up
-        ]
-        panels[arm] = np.array([[cell.mean for cell in line] for line in table])
-        doubt[arm] = np.array([[cell.half for cell in line] for line in table])
-    caption = (
-        "Change of the worst class's KL against beta 0 at the exact equilibrium, 50 samples in all; purple is better, "
-        "orange is worse, a dot marks a 95 % interval that excludes zero."
-    )
-    return Picture("Where mutual learning helps", caption, game_figures.phase_panels(across, up, panels, doubt))
 
 
 def write(report: Report, name: str, seeds: int, settings: Settings, out: Path) -> Path:
