@@ -110,8 +110,9 @@ def _games(world: World, settings: Settings) -> tuple[list[Batch], dict[str, Ten
         arms = {method(f"{beta:g}", label): torch.full_like(base, beta) for beta in settings.betas} | mine
         ridges = [base] * len(arms)
         if not label:
-            arms["tuned ridge"] = torch.zeros_like(base)
-            ridges.append(tuned_ridge(world, settings.caution, settings.folds))
+            tuned = tuned_ridge(world, (settings.caution, 0.0), settings.folds)
+            arms |= {name: torch.zeros_like(base) for name in ("tuned ridge", "tuned ridge, caution 0")}
+            ridges += list(tuned)
         game = world.game(torch.stack(list(arms.values())), Q, torch.stack(ridges))
         batches.append(Batch(list(arms), game))
         chosen |= mine

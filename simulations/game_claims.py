@@ -151,11 +151,11 @@ def v_shape(results: Results) -> list[Claim]:
 def beats_controls(results: Results) -> list[Claim]:
     """Does mutual learning beat what a class could do without it?"""
     claims = []
-    for control in ("tuned ridge", "copy head", "pooled"):
-        for arm in (_nearest(next(iter(results.values()))[1], 1.0), "beta auto"):
-            signs, text = _listed(
-                results, lambda _, m, arm=arm, c=control: change(m, ("equilibrium", arm), ("equilibrium", c))
-            )
+    fixed = _nearest(next(iter(results.values()))[1], 1.0)
+    for control in ("tuned ridge, caution 0", "copy head", "pooled"):
+        for arm in (fixed, "beta auto", "beta auto, caution 0"):
+            pair = ("equilibrium", arm), ("equilibrium", control)
+            signs, text = _listed(results, lambda _, measured, pair=pair: change(measured, *pair))
             sentence = f"{arm} minus {control}, worst class at the equilibrium: {text}."
             claims.append(Claim(f"{arm} beats the control '{control}'", "a control", verdict(signs, -1), sentence))
     return claims

@@ -30,15 +30,20 @@ def auto_beta(world: World, Q: Tensor, cautions: tuple[float, ...] = (1.0,), par
     """beta of each class by k-fold held-out loss against peers that stay alone, [cautions, seeds, K]."""
     peers = alone(world)
     losses = [_held_out(world, y, parts, betas=BETAS, peers=(Q, peers)) for y in range(world.classes)]
-    chosen = [torch.stack([choose(table, BETAS, caution) for table in losses], -1) for caution in cautions]
-    return torch.stack(chosen).expand(len(cautions), len(world.seeds), world.classes)
+    return _chosen(world, losses, BETAS, cautions)
 
 
-def tuned_ridge(world: World, caution: float = 1.0, parts: int = 5) -> Tensor:
-    """The ridge of each class by the same rule on the same folds, every class alone, [seeds, K]."""
-    chosen = [choose(_held_out(world, y, parts, ridges=RIDGES), RIDGES, caution) for y in range(world.classes)]
-    factor = torch.stack([one.expand(len(world.seeds)) for one in chosen], -1)
-    return factor * relative_ridge(world.moments, 1.0)
+def tuned_ridge(world: World, cautions: tuple[float, ...] = (1.0,), parts: int = 5) -> Tensor:
+    """The ridge of each class by the same rule on the same folds, every class alone, [cautions, seeds, K]."""
+    losses = [_held_out(world, y, parts, ridges=RIDGES) for y in range(world.classes)]
+    return _chosen(world, losses, RIDGES, cautions) * relative_ridge(world.moments, 1.0)
+
+
+def _chosen(world: World, losses: list[Tensor], candidates: tuple[float, ...], cautions: tuple[float, ...]) -> Tensor:
+    """Every class's candidate at every caution, [cautions, seeds, K]; classes of one sample have no seeds dimension."""
+    seeds = len(world.seeds)
+    picks = [torch.stack([choose(table, candidates, one).expand(seeds) for table in losses], -1) for one in cautions]
+    return torch.stack(picks)
 
 
 def _held_out(

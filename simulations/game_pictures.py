@@ -44,9 +44,9 @@ def _over_beta(found: Preset, results: Results, settings: Settings) -> Picture:
                 for kind, choose in pick.items()
             ]
             arms = (
-                ("tuned ridge", "copy head", "beta auto")
+                ("tuned ridge, caution 0", "copy head", "beta auto")
                 if len(case.counts) == 2
-                else ("tuned ridge", "beta auto, similar peers")
+                else ("tuned ridge, caution 0", "beta auto, similar peers")
             )
             levels[title] = {arm: float(measured.values[learning, arm].amax(-1).mean()) for arm in arms}
     unit = "KL(truth || generated)" if found.metric == "kl" else "Fréchet distance"
