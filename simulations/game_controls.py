@@ -60,6 +60,8 @@ def _held_out(
     called once a fold and its model is the stack of all candidates' networks.
     """
     sample = world.samples[y]
+    if sample.count < 2:  # nothing can be held out, and `choose` keeps the first candidate
+        return torch.zeros(max(len(betas), len(ridges)), sample.count, dtype=sample.x0.dtype)
     beta, ridge = (torch.tensor(values, dtype=torch.float64)[:, None, None, None] for values in (betas, ridges))
 
     def fit(_: float, kept: Tensor) -> Tensor:

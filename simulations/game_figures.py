@@ -113,7 +113,12 @@ def heat_panels(maps: HeatMaps, names: Sequence[str]) -> Markup:
             )
             for axis, y in zip(line, order, strict=True):
                 mesh = axis.pcolormesh(
-                    maps.x, maps.t, table[y], norm=scale, cmap="viridis" if scale is None else "magma", rasterized=True
+                    maps.x.numpy(),
+                    maps.t.numpy(),
+                    table[y].numpy(),
+                    norm=scale,
+                    cmap="viridis" if scale is None else "magma",
+                    rasterized=True,
                 )
                 axis.set_title(f"{names[y]}: {title}")
             figure.colorbar(mesh, ax=list(line), pad=0.01).outline.set_visible(False)

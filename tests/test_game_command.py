@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -108,6 +109,14 @@ def test_caution_never_asks_for_more_and_ridges_come_from_their_grid(overlap):
     ratio = tuned_ridge(overlap)[0] / overlap.game(torch.zeros(2, dtype=torch.float64)).ridge
     assert (ratio >= 1 - 1e-12).all()
     assert (ratio <= 1000 + 1e-9).all()
+
+
+def test_a_class_of_one_sample_stays_with_the_safe_choice():
+    case = replace(PRESETS["overlap"].cases[0], counts=[9, 1])
+    world = draw(case, [0, 1], QUICK)
+    uniform = world.game(torch.zeros(2, dtype=torch.float64)).Q
+    assert (auto_beta(world, uniform)[0, :, 1] == 0).all()
+    assert torch.equal(tuned_ridge(world)[0, :, 1], world.game(torch.zeros(2, dtype=torch.float64)).ridge[:, 1])
 
 
 def test_copying_the_head_gives_everyone_its_score(overlap):
