@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, fields, replace
 
 from fedmutual.config import UserError
 from fedmutual.data.mixtures import MIXTURES, Mixture, case_one, line
+from fedmutual.diffusion.process import WEIGHTS
 from simulations.game_controls import BETAS
 
 
@@ -72,8 +73,6 @@ class Settings:
         return settings
 
     def _check(self) -> None:
-        from fedmutual.diffusion.process import WEIGHTS
-
         for name in ("features", "iterations", "rate", "descent", "samples"):
             if not getattr(self, name) > 0:
                 raise UserError(f"{name} must be positive")
@@ -81,9 +80,11 @@ class Settings:
             raise UserError("folds must be at least 2")
         if min(self.betas) < 0 or not max(self.betas) > 0:
             raise UserError("betas must not be negative, and one at least must be positive")
-        for name in ("own_weight", "mutual_weight"):
-            if getattr(self, name) not in ("", *WEIGHTS):
-                raise UserError(f"{name.replace('_', '-')} must be one of {', '.join(WEIGHTS)}")
+        if self.caution < 0:
+            raise UserError("caution must not be negative")
+        for name, value in (("own-weight", self.own_weight), ("mutual-weight", self.mutual_weight or "one")):
+            if value not in WEIGHTS:
+                raise UserError(f"{name} must be one of {', '.join(WEIGHTS)}")
 
 
 def _read(value: str, default: object) -> object:
