@@ -156,9 +156,8 @@ def _dynamics(
 ) -> tuple[list[Row], list[game_claims.Claim], list[Curve], dict[str, list[Curve]]]:
     """How one case approaches its equilibrium: rows, claims, the Nash gaps, and the distances by kind."""
     pair = len(case.counts) == 2
-    gaps = nash_curves(
-        world, [0.0, 0.01, 0.1, 1.0] if pair else [0.0, 0.1], settings.descent if pair else min(settings.descent, 4000)
-    )
+    betas, most = ([0.0, 0.01, 0.1, 1.0], settings.descent) if pair else ([0.0, 0.1], min(settings.descent, 4000))
+    gaps = nash_curves(world, betas, most, settings.descent_rate)
     rows = [_plain_row(name, case, "descent", curve.name, "nash-gap slope", slopes(curve)) for curve in gaps]
     for entry in stability(world, list(settings.betas)):
         arm = method(f"{entry['beta']:g}")

@@ -52,6 +52,7 @@ class Settings:
     caution: float = 1.0
     folds: int = 5
     descent: int = 32_000  # iterations of gradient descent behind the Nash gap's slope
+    descent_rate: float = 1.0  # its rate, in units of 1 / ||Jacobian||
     samples: int = 2000  # generated for each class in two dimensions
 
     @classmethod
@@ -73,9 +74,9 @@ class Settings:
         return settings
 
     def _check(self) -> None:
-        for name in ("features", "iterations", "rate", "descent", "samples"):
+        for name in ("features", "iterations", "rate", "descent", "descent_rate", "samples"):
             if not getattr(self, name) > 0:
-                raise UserError(f"{name} must be positive")
+                raise UserError(f"{name.replace('_', '-')} must be positive")
         if self.folds < 2:
             raise UserError("folds must be at least 2")
         if min(self.betas) < 0 or not max(self.betas) > 0:

@@ -33,12 +33,12 @@ def logarithmic(most: int, count: int = 25) -> list[int]:
     return sorted({round(float(x)) for x in np.geomspace(1, most, count)})
 
 
-def nash_curves(world: World, betas: list[float], iterations: int) -> list[Curve]:
-    """The Nash gap along gradient descent at the stable rate, one curve a beta."""
+def nash_curves(world: World, betas: list[float], iterations: int, pace: float = 1.0) -> list[Curve]:
+    """The Nash gap along gradient descent at `pace` times the stable rate, one curve a beta."""
     rounds, curves = logarithmic(iterations), []
     for beta in betas:
         game = world.game(torch.full((world.classes,), beta, dtype=torch.float64))
-        path = descend(game, gradient_descent(stable_rate(game)), iterations, record=rounds)
+        path = descend(game, gradient_descent(pace * stable_rate(game)), iterations, record=rounds)
         gaps = torch.stack([game.nash_gap(path.profiles[number]) for number in rounds])
         curves.append(Curve(f"beta {beta:g}", rounds, gaps))
     return curves

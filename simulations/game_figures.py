@@ -36,6 +36,7 @@ STYLE = {
     "lines.linewidth": 1.4,
 }
 COLOURS = ("#2f7fd0", "#e07b22", "#3a9d5d", "#c8504f", "#8f6fc4", "#96735f", "#cf79b0")
+LEVELS = (("#c8504f", ":"), ("#8f6fc4", "--"), ("#a59a2c", "-."))
 
 
 @dataclass(frozen=True)
@@ -68,8 +69,8 @@ def v_curves(
                 mean, half = np.array(band.mean), np.nan_to_num(np.array(band.half))
                 axis.plot(places, mean, color=colour, marker="o", markersize=3, label=band.name)
                 axis.fill_between(places, mean - half, mean + half, color=colour, alpha=0.18, linewidth=0)
-            for colour, (name, level) in zip(COLOURS[3:], levels.get(title, {}).items(), strict=False):
-                axis.axhline(level, color=colour, linestyle=":", label=name)
+            for (colour, dashes), (name, level) in zip(LEVELS, levels.get(title, {}).items(), strict=False):
+                axis.axhline(level, color=colour, linestyle=dashes, label=name)
             axis.set_xticks(places, [f"{beta:g}" for beta in betas])
             axis.set(title=title, xlabel="beta", ylabel=unit)
             tops = [np.max(band.mean) for band in bands]

@@ -51,7 +51,7 @@ def _over_beta(found: Preset, results: Results, settings: Settings) -> Picture:
             levels[title] = {arm: float(measured.values[learning, arm].amax(-1).mean()) for arm in arms}
     unit = "KL(truth || generated)" if found.metric == "kl" else "Fréchet distance"
     caption = (
-        "Lines: means over seeds with 95 % intervals. Dotted: the worst class with the controls and with chosen beta."
+        "Lines: means over seeds with 95 % intervals. Level lines: the worst class with controls and with chosen beta."
     )
     return Picture("Over beta", caption, game_figures.v_curves(settings.betas, panels, levels, unit))
 
