@@ -4,7 +4,7 @@ import json
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any
@@ -52,6 +52,7 @@ class Report:
 def run(name: str, seeds: int | None, settings: Settings, out: Path | None) -> Report:
     """Play preset `name` on `seeds` games; writes report.html, with figures, and rows.json under `out` where given."""
     found = preset(name)
+    settings = replace(settings, betas=settings.betas or found.betas)
     count = found.default_seeds if seeds is None else seeds
     if count < 1:
         raise UserError("seeds must be at least 1")
@@ -72,7 +73,7 @@ def _play(name: str, found: Preset, seeds: list[int], settings: Settings, figure
         for case in found.cases:
             results[case.label] = (case, measure(case, found.metric, seeds[: case.most_seeds], settings, done))
     rows = [row for case, measured in results.values() for row in rows_of(name, found, case, measured)]
-    claims, pictures = _claims(name, results), []
+    claims, pictures = _claims(name, found, results), []
     if name == "phase":
         pictures += [game_pictures.phase(results, settings)] if figures else []
     else:
@@ -130,7 +131,7 @@ def _number(arm: str) -> float | str | None:
     return "auto" if words[1] == "auto" else float(words[1])
 
 
-def _claims(name: str, results: game_claims.Results) -> list[game_claims.Claim]:
+def _claims(name: str, found: Preset, results: game_claims.Results) -> list[game_claims.Claim]:
     made: list[game_claims.Claim] = []
     if name in ("case-one", "case-two"):
         made += game_claims.lower_worst(results)
@@ -141,6 +142,8 @@ def _claims(name: str, results: game_claims.Results) -> list[game_claims.Claim]:
     if name in ("overlap", "case-two", "overlap-2d"):
         made += game_claims.v_shape(results)
         made += game_claims.beats_controls(results)
+    if found.paper:
+        made += game_claims.review_table(results, found.paper)
     if name == "many":
         made += game_claims.peers_matter(results)
         made.append(game_claims.auto_is_safe(results, "beta auto, similar peers"))
@@ -190,7 +193,7 @@ def write(report: Report, name: str, seeds: int, settings: Settings, out: Path) 
     out.mkdir(parents=True, exist_ok=True)
     (out / "rows.json").write_text(json.dumps({"rows": _finite(report.rows)}, indent=1))
     environment = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True)
-    environment.filters["number"] = lambda value: "" if value is None or not math.isfinite(value) else f"{value:.3f}"
+    environment.filters["number"] = _shown
     page = environment.get_template("game_report.html").render(
         name=name,
         seeds=seeds,
@@ -202,6 +205,13 @@ def write(report: Report, name: str, seeds: int, settings: Settings, out: Path) 
     path = out / "report.html"
     path.write_text(page)
     return path
+
+
+def _shown(value: float | None) -> str:
+    """Three decimals, three digits for what has diverged, nothing for what there is not."""
+    if value is None or not math.isfinite(value):
+        return ""
+    return f"{value:.3f}" if abs(value) < 1000 else f"{value:.2e}"
 
 
 def _tables(rows: list[Row]) -> list[dict[str, Any]]:
@@ -277,7 +287,7 @@ def _print_table(console: Console, table: dict[str, Any]) -> None:
     for label in shown:
         lines.add_column(label, justify="right")
     for arm, cells in table["lines"].items():
-        lines.add_row(arm, *(f"{cells[label]['mean']:.3f} ± {cells[label]['ci95']:.3f}" for label in shown))
+        lines.add_row(arm, *(f"{_shown(cells[label]['mean'])} ± {_shown(cells[label]['ci95'])}" for label in shown))
     console.print(lines)
 
 

@@ -37,6 +37,7 @@ class Preset:
     metric: str = "kl"
     paper: dict[tuple[str, float, str], float] = field(default_factory=dict)
     default_seeds: int = 40
+    betas: tuple[float, ...] = BETAS
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ class Settings:
     features: int = 16
     iterations: int = 5000
     rate: float = 1e-4
-    betas: tuple[float, ...] = BETAS
+    betas: tuple[float, ...] = ()  # empty: the preset's own
     own_weight: str = "sigma"
     mutual_weight: str = ""  # empty: the case's own
     caution: float = 1.0
@@ -79,7 +80,7 @@ class Settings:
                 raise UserError(f"{name.replace('_', '-')} must be positive")
         if self.folds < 2:
             raise UserError("folds must be at least 2")
-        if min(self.betas) < 0 or not max(self.betas) > 0:
+        if self.betas and (min(self.betas) < 0 or not max(self.betas) > 0):
             raise UserError("betas must not be negative, and one at least must be positive")
         if self.caution < 0:
             raise UserError("caution must not be negative")
@@ -138,6 +139,7 @@ PRESETS = {
         "head 1/2 N([-2, 0], I) + 1/2 N([2, 0], I), tail N(0, 2² I): Fréchet distance of samples",
         [Case("36 and 14 samples", MIXTURES["overlap-2d"](), FIFTY, "exp")],
         metric="frechet",
+        betas=(0.0, 0.001, 0.01, 0.1, 0.3, 1.0, 3.0),
         paper={
             ("36 and 14 samples", beta, name): value
             for beta, pair in REVIEW.items()

@@ -224,6 +224,26 @@ def nash_rate(curves: list[Curve], label: str) -> list[Claim]:
     return [rate, level]
 
 
+def review_table(results: Results, paper: dict[tuple[str, float, str], float]) -> list[Claim]:
+    """Does a class move with beta as the published table says? One claim a class, at the largest published beta."""
+    claims = []
+    for label, (case, measured) in results.items():
+        for y, name in enumerate(case.names):
+            published = {beta: value for (where, beta, who), value in paper.items() if (where, who) == (label, name)}
+            top = max(published)
+            if ("equilibrium", method(f"{top:g}")) not in measured.values:
+                continue
+            theirs = published[top] - published[0.0]
+            ours = change(measured, ("equilibrium", method(f"{top:g}")), ("equilibrium", method("0")), y)
+            sentence = f"From beta 0 to {top:g} the {name} changes by {theirs:+.3f} in print and by {ours} here."
+            verb = "falls" if theirs < 0 else "rises"
+            outcome = verdict([ours.sign], int(np.sign(theirs)))
+            claims.append(
+                Claim(f"the {name}'s distance {verb} with beta", "the paper's review discussion", outcome, sentence)
+            )
+    return claims
+
+
 def peers_matter(results: Results) -> list[Claim]:
     """Many classes: uniform Q against Q by similarity, at beta 0.1."""
     claims = []
