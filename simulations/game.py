@@ -40,7 +40,7 @@ DYNAMICS_SEEDS = 20
 
 @dataclass(frozen=True)
 class Report:
-    """What a run found. `about` says what was played; `tables` are (title, heads, lines of cells)."""
+    """What a run found. `about` says what was played; `health`: (what, its worst value over all networks)."""
 
     about: str
     rows: list[Row]
