@@ -152,7 +152,7 @@ PRESETS = {
             Case("10 classes", line(10), geometric_counts(10), adam=False),
             Case("50 classes", line(50, 0.2), geometric_counts(50), adam=False, most_seeds=5),
         ],
-        default_seeds=20,
+        default_seeds=10,
     ),
     "phase": Preset(
         "where mutual learning helps: N(-mu, 1) and N(mu, 1) over mu, imbalance and beta",
@@ -161,7 +161,7 @@ PRESETS = {
             for head in (25, 36, 42, 45, 47)
             for mu in (0.0, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0)
         ],
-        default_seeds=30,
+        default_seeds=20,
     ),
 }
 
