@@ -158,6 +158,21 @@ def settings(as_json: AsJson = False) -> None:
     Console().print(table)
 
 
+@app.command()
+def credentials(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A new folder for them.")],
+    clients: Annotated[int, typer.Option(min=1, help="Clients that get a key pair.")],
+    host: Annotated[
+        list[str] | None, typer.Option(help="Name or address of the SuperLink beside localhost; may be repeated.")
+    ] = None,
+) -> None:
+    """Write a CA, a server certificate and one key pair a client, for a federation on separate machines."""
+    from simulations.credentials import write_credentials
+
+    for files, place in write_credentials(folder, clients, host or []):
+        print(f"{files:<24} {place}")
+
+
 def read_preset(name: str) -> dict[str, Any]:
     """The settings of a preset by name, or of a TOML file by path."""
     path = Path(name) if name.endswith(".toml") else PRESETS / f"{name}.toml"
