@@ -1,8 +1,8 @@
 """The ClientApp: says which class it is, and takes local steps against the peers it is sent.
 
 The only things that leave are the network and the numbers listed in `fedmutual.records`. The client's own
-machine decides where its data and its state lie: the node settings `data-path`, `store` and `device` win over
-what the server sends.
+machine decides where its data and its state lie: the node settings `data` (npz or folder), `data-path`, `store`
+and `device` win over what the server sends.
 """
 
 import copy
@@ -23,7 +23,7 @@ from fedmutual.learning.igd import Peers, Player, held_out_loss, local_steps, ma
 from fedmutual.networks import build
 from fedmutual.records import pack_network, pack_numbers, unpack_network
 
-NODE_SETTINGS = ("data-path", "store", "device")
+NODE_SETTINGS = ("data", "data-path", "store", "device")
 
 app = ClientApp()
 

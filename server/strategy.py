@@ -7,7 +7,7 @@ every reply into the bank, write history and checkpoint. Nothing that one client
 import json
 import time
 from collections.abc import Callable, Iterable
-from logging import WARNING
+from logging import INFO, WARNING
 from typing import Any
 
 import torch
@@ -40,7 +40,8 @@ class MutualLearning(Strategy):
         self.config, self.bank, self.journal, self.on_round = config, bank, journal, on_round
         self.round = journal.round
         self.first_round = journal.round + 1
-        self.classes: dict[int, int] = {}  # node -> class
+        self.classes: dict[int, int] = {}  # node -> class, of the nodes that are there
+        self.refused: dict[int, str] = {}  # node -> why it is left out
         self.orders: dict[int, Message] = {}  # class -> this round's order
         self.fruitless = 0
 
@@ -55,7 +56,7 @@ class MutualLearning(Strategy):
         """One order for each taking-part client, with its peers."""
         self.round += 1
         self._greet(grid)
-        nodes = {y: node for node, y in self.classes.items() if node in set(grid.get_node_ids())}
+        nodes = {y: node for node, y in self.classes.items()}
         pool = self._pool()
         self.orders = {y: self._order(y, nodes[y], pool) for y in self._participants() if y in nodes}
         self.started = time.monotonic()
@@ -66,36 +67,51 @@ class MutualLearning(Strategy):
         wanted = self.config.min_clients or self.bank.classes
         deadline = time.monotonic() + self.config.timeout
         while True:
-            strangers = [node for node in grid.get_node_ids() if node not in self.classes]
+            present = list(grid.get_node_ids())
+            # A class whose node has left is free: its holder may come back on another machine, with another key.
+            self.classes = {node: y for node, y in self.classes.items() if node in present}
+            strangers = [node for node in present if node not in self.classes]
             orders = [Message(RecordDict(), node, MessageType.QUERY) for node in strangers]
             replies = grid.send_and_receive(orders, timeout=GREETING_TIMEOUT) if orders else []
-            for reply in replies:
-                self._introduce(reply)
+            sizes = [self._introduce(reply) for reply in replies]
+            if not self.classes and sizes and 0 < sizes[0] <= sizes.count(sizes[0]):
+                raise UserError(f"{self._size_differs(sizes[0])}: set num-supernodes={self.bank.classes}")
             if self.round > self.first_round or len(self.classes) >= wanted:
                 return
             if time.monotonic() > deadline:
                 raise RunFailed(f"{len(self.classes)} of {wanted} clients joined in {self.config.timeout:.0f} s")
             time.sleep(0.2)
 
-    def _introduce(self, reply: Message) -> None:
-        """Take down a newcomer's class; a second claim to a class is refused while the first node is there."""
+    def _introduce(self, reply: Message) -> int:
+        """Take down a newcomer's class, or say once why not; the federation's size by its settings where it is wrong.
+
+        A second claim to a class is refused while the first node is there.
+        """
         node = reply.metadata.src_node_id
         if reply.has_error():
-            log(WARNING, "node %s gave no class: %s", node, reason_of(reply))
-            return
+            self._refuse(node, reason_of(reply))
+            return 0
         hello = reply.content.metric_records.get("hello", {})
         y, partitions = hello.get("class", -1), hello.get("partitions", 0)
         if partitions not in (0, self.bank.classes):
-            raise UserError(
-                f"the federation has {partitions} clients and the data {self.bank.classes} classes: "
-                f"set num-supernodes={self.bank.classes}"
-            )
+            self._refuse(node, f"{self._size_differs(partitions)}: correct its num-partitions")
+            return partitions if isinstance(partitions, int) else 0
         if not isinstance(y, int) or not 0 <= y < self.bank.classes:
-            log(WARNING, "node %s claims class %s, and the classes are 0..%d", node, y, self.bank.classes - 1)
+            self._refuse(node, f"it claims class {y}, and the classes are 0..{self.bank.classes - 1}")
         elif y in self.classes.values():
-            log(WARNING, "node %s claims class %d, which another node holds: refused", node, y)
+            self._refuse(node, f"it claims class {y}, which another node holds")
         else:
+            log(INFO, "node %s holds class %d", node, y)
             self.classes[node] = y
+        return 0
+
+    def _size_differs(self, partitions: int) -> str:
+        return f"the federation has {partitions} clients and the data {self.bank.classes} classes"
+
+    def _refuse(self, node: int, reason: str) -> None:
+        if self.refused.get(node) != reason:  # it is asked anew each round, and may have been set right
+            log(WARNING, "node %s is left out: %s", node, reason)
+        self.refused[node] = reason
 
     def _participants(self) -> list[int]:
         """The classes that take part: a share of all, drawn from (seed, round)."""

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import LocalGrid, assert_same, federate, networks
-from flwr.app import Array, ArrayRecord, Error, Message, MessageType, RecordDict
+from flwr.app import Array, ArrayRecord, Context, Error, Message, MessageType, RecordDict
 
 from fedmutual.config import UserError
 from fedmutual.learning.peers import draw_peers
@@ -163,9 +163,40 @@ def test_a_class_out_of_range_is_left_out(small, y):
 
 def test_a_federation_of_the_wrong_size_is_refused_with_its_remedy(small):
     grid = LocalGrid([])
-    grid.join(0, **{"num-partitions": 2})
+    for y in range(2):
+        grid.join(y, **{"num-partitions": 2})
     with pytest.raises(UserError, match="num-supernodes=10"):
         federate(small(), grid)
+
+
+def test_one_client_with_a_wrong_size_is_left_out_and_the_others_train(small):
+    config = small(min_clients=9)
+    grid = LocalGrid([])
+    grid.join(9, **{"num-partitions": 2})
+    for y in range(9):
+        grid.join(y)
+    assert sorted(federate(config, grid).entries) == list(range(9))
+
+
+def test_a_class_passes_to_another_node_once_its_first_one_has_left(small):
+    config, grid = small(rounds=3), LocalGrid(range(10))
+
+    def move(rows):
+        grid.contexts.pop(1003, None)
+        grid.contexts[2000] = Context(1, 2000, {"partition-id": 3}, RecordDict(), {})
+
+    serve(grid, prepare(config, move))
+    assert [line_of(config, r, 3)["status"] for r in (1, 2, 3)] == ["ok"] * 3
+    trained = [o.metadata.dst_node_id for o in grid.orders if o.metadata.message_type == MessageType.TRAIN]
+    assert (trained.count(1003), trained.count(2000)) == (1, 2)
+
+
+def test_a_client_without_a_class_is_left_out_and_told_how_to_get_one(small, caplog):
+    grid = LocalGrid(range(9))
+    grid.contexts[7] = Context(1, 7, {}, RecordDict(), {})
+    federate(small(min_clients=9), grid)
+    told = [record.getMessage() for record in caplog.records if "node 7 is left out" in record.getMessage()]
+    assert told == ["node 7 is left out: this client has no class: start it with --node-config 'partition-id=0'"]
 
 
 def test_too_few_clients_end_the_run_when_time_is_up(small):

@@ -1,0 +1,217 @@
+"""A deployed federation on one machine: SuperLink and SuperNodes as processes of their own, TLS and keys as in earnest.
+
+The demo and the tests start it; `with Deployment(folder) as federation:` leaves no process behind, whatever
+happens inside. Its processes are told from others by an environment variable that they hand on to their children.
+"""
+
+import json
+import os
+import signal
+import socket
+import ssl
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from fedmutual.config import write_settings
+from simulations.credentials import write_credentials
+
+APP = Path(__file__).parent.parent
+"""The Flower app: the folder with this project's pyproject.toml."""
+
+MARK = "FEDMUTUAL_DEPLOYMENT"
+CONNECTION = "loopback"
+GRACE = 20.0
+"""Seconds that a process gets to end by itself before it is killed."""
+
+
+class DeploymentFailed(RuntimeError):
+    """A process of the federation did not do its part; says which, and where its log is."""
+
+
+class Deployment:
+    """SuperLink and SuperNodes under `root`: credentials, a log and a Flower home of each, the SuperLink's database."""
+
+    def __init__(self, root: Path, clients: int):
+        self.root, self.port = root.resolve(), free_port()
+        self.keys = self.root / "credentials"
+        self.processes: dict[str, subprocess.Popen[bytes]] = {}
+        write_credentials(self.keys, clients, [])
+        home = self.root / "flower" / "user"
+        home.mkdir(parents=True)
+        address = {"address": f"127.0.0.1:{self.port}", "root-certificates": str(self.keys / "ca.crt")}
+        (home / "config.toml").write_text(
+            f'[superlink]\ndefault = "{CONNECTION}"\n\n[superlink.{CONNECTION}]\n{write_settings(address)}'
+        )
+
+    def __enter__(self) -> "Deployment":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.stop()
+
+    def start_superlink(self) -> None:
+        """Start the SuperLink, on its database if it has one already, and wait until it answers.
+
+        Raises:
+            DeploymentFailed: it ends, or does not answer in time.
+        """
+        certificates = ["--ssl-ca-certfile", "ca.crt", "--ssl-certfile", "server.crt", "--ssl-keyfile", "server.key"]
+        certificates[1::2] = [str(self.keys / name) for name in certificates[1::2]]
+        options = ["--enable-supernode-auth", "--disable-runtime-dependency-installation"]
+        where = ["--host", "127.0.0.1", "--port", str(self.port), "--database", str(self.root / "superlink.db")]
+        self._start("superlink", ["flower-superlink", *certificates, *options, *where])
+        self.wait(self._answers, "the SuperLink answers", watch="superlink")
+
+    def _answers(self) -> bool:
+        context = ssl.create_default_context(cafile=str(self.keys / "ca.crt"))
+        try:
+            with socket.create_connection(("127.0.0.1", self.port), 5) as plain:
+                context.wrap_socket(plain, server_hostname="localhost").close()
+        except OSError:
+            return False
+        return True
+
+    def start_supernode(self, name: str, key: Path, **node_config: Any) -> None:
+        """Start a SuperNode that proves itself with the private `key`; `_` in a node setting's name stands for `-`."""
+        settings = " ".join(f"{key.replace('_', '-')}={json.dumps(value)}" for key, value in node_config.items())
+        superlink = ["--superlink", f"127.0.0.1:{self.port}", "--root-certificates", str(self.keys / "ca.crt")]
+        own = ["--host", "127.0.0.1", "--port", str(free_port()), "--auth-supernode-private-key", str(key)]
+        self._start(name, ["flower-supernode", *superlink, *own, "--node-config", settings])
+
+    def wait_for_supernodes(self, count: int) -> None:
+        """Wait until `count` SuperNodes are online.
+
+        Raises:
+            DeploymentFailed: a process ends, or time runs out.
+        """
+
+        def online() -> bool:
+            nodes = self.flwr("supernode", "list")["nodes"]
+            return sum(node["status"] == "online" for node in nodes) >= count
+
+        self.wait(online, f"{count} SuperNodes are online")
+
+    def register(self, public_key: Path) -> None:
+        """Let the holder of a key join: what an administrator does for each new client."""
+        self.flwr("supernode", "register", str(public_key), before=[CONNECTION])
+
+    def run(self, settings: dict[str, Any]) -> str:
+        """Submit the app with these settings; the run's id."""
+        path = self.root / "run.toml"
+        path.write_text(write_settings(settings))
+        return str(self.flwr("run", str(APP), before=[CONNECTION, "-c", str(path)])["run-id"])
+
+    def status(self, run: str) -> str:
+        """`running`, `finished:completed`, `finished:failed` and the like: the only word on how a run ended."""
+        (found,) = self.flwr("list", before=[CONNECTION, "--run-id", run])["runs"]
+        return str(found["status"])
+
+    def log_of(self, name: str) -> str:
+        """What the process of that name has written."""
+        return (self.root / f"{name}.log").read_text(errors="replace")
+
+    def flwr(self, *command: str, before: list[str] | None = None) -> dict[str, Any]:
+        """The answer of a `flwr` command.
+
+        Raises:
+            DeploymentFailed: it fails.
+        """
+        arguments = [*command, *(before or [CONNECTION]), "--format", "json"]
+        done = subprocess.run(
+            [executable("flwr"), *arguments], env=self._environment("user"), capture_output=True, text=True
+        )
+        try:
+            answer = json.loads(done.stdout[done.stdout.index("{") :])
+        except ValueError:
+            answer = {}
+        if done.returncode or not answer.get("success"):
+            said = " ".join((done.stderr or done.stdout).split())
+            raise DeploymentFailed(f"flwr {' '.join(command)} failed: {said[-300:]}")
+        return answer
+
+    def wait(self, holds: Callable[[], bool], what: str, seconds: float = 120.0, watch: str = "") -> None:
+        """Poll until `holds()`, while the process `watch` lives.
+
+        Raises:
+            DeploymentFailed: the process has ended, or `seconds` are over.
+        """
+        deadline = time.monotonic() + seconds
+        while not holds():
+            if watch and (code := self.processes[watch].poll()) is not None:
+                said = self.log_of(watch).strip().splitlines() or ["nothing"]
+                raise DeploymentFailed(f"{watch} ended with code {code}: {said[-1]} ({self.root / watch}.log)")
+            if time.monotonic() > deadline:
+                raise DeploymentFailed(f"waited {seconds:.0f} s in vain: {what} (logs in {self.root})")
+            time.sleep(0.3)
+
+    def stop(self) -> None:
+        """Stop everything: SuperNodes first, each with grace, then whatever they have left."""
+        names = sorted(self.processes, key=lambda name: name == "superlink")
+        for name in names:
+            self.processes[name].terminate()
+        deadline = time.monotonic() + GRACE
+        for name in names:
+            try:
+                self.processes[name].wait(max(0.0, deadline - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                self.processes[name].kill()
+                self.processes[name].wait()
+        while self.living() and time.monotonic() < deadline:  # children watch their parents, and end by themselves
+            time.sleep(0.1)
+        for pid in self.living():
+            kill(pid)
+
+    def living(self, program: str = "") -> list[int]:
+        """Processes of this federation, children's children included, whose command line contains `program`."""
+        mark = f"{MARK}={self.root}".encode()
+        found = []
+        for entry in Path("/proc").glob("[0-9]*"):
+            try:
+                ours = mark in (entry / "environ").read_bytes().split(b"\0")
+                if ours and program.encode() in (entry / "cmdline").read_bytes():
+                    found.append(int(entry.name))
+            except OSError:  # it has just ended, or belongs to somebody else
+                continue
+        return found
+
+    def _start(self, name: str, command: list[str]) -> None:
+        with (self.root / f"{name}.log").open("ab") as log:
+            self.processes[name] = subprocess.Popen(
+                [executable(command[0]), *command[1:]],
+                env=self._environment(name),
+                cwd=self.root,  # neutral: a folder with packages of the app's names would hide those of its bundle
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,  # a Ctrl-C in the terminal reaches only us, and we stop the others in order
+            )
+
+    def _environment(self, name: str) -> dict[str, str]:
+        """Of a process with a Flower home of its own, which reports to nobody and installs nothing."""
+        programs = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
+        quiet = {"FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1"}
+        own = {"FLWR_HOME": str(self.root / "flower" / name), MARK: str(self.root), "PATH": programs}
+        return {**os.environ, **quiet, **own, "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1"}
+
+
+def executable(program: str) -> str:
+    """A program of the environment that this Python runs in."""
+    return str(Path(sys.executable).parent / program)
+
+
+def kill(pid: int) -> None:
+    """End a process at once, as a power cut would; one that has ended already is no error."""
+    with suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)
+
+
+def free_port() -> int:
+    """A port on loopback that nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
