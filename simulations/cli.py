@@ -173,6 +173,16 @@ def credentials(
         print(f"{files:<24} {place}")
 
 
+@app.command()
+def deploy_demo(
+    out: Annotated[Path, typer.Option(help="Run folder of the server.")] = Path("runs/deploy-demo"),
+) -> None:
+    """Show a deployed federation on this machine: TLS, keys, a SuperLink and three SuperNodes with private folders."""
+    from simulations.deploy_demo import demo
+
+    demo(out)
+
+
 def read_preset(name: str) -> dict[str, Any]:
     """The settings of a preset by name, or of a TOML file by path."""
     path = Path(name) if name.endswith(".toml") else PRESETS / f"{name}.toml"

@@ -37,7 +37,7 @@ class Deployment:
     """SuperLink and SuperNodes under `root`: credentials, a log and a Flower home of each, the SuperLink's database."""
 
     def __init__(self, root: Path, clients: int):
-        self.root, self.port = root.resolve(), free_port()
+        self.root, self.clients, self.port = root.resolve(), clients, free_port()
         self.keys = self.root / "credentials"
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
         write_credentials(self.keys, clients, [])
@@ -65,7 +65,7 @@ class Deployment:
         options = ["--enable-supernode-auth", "--disable-runtime-dependency-installation"]
         where = ["--host", "127.0.0.1", "--port", str(self.port), "--database", str(self.root / "superlink.db")]
         self._start("superlink", ["flower-superlink", *certificates, *options, *where])
-        self.wait(self._answers, "the SuperLink answers", watch="superlink")
+        self.wait(self._answers, "the SuperLink answers")
 
     def _answers(self) -> bool:
         context = ssl.create_default_context(cafile=str(self.keys / "ca.crt"))
@@ -94,7 +94,7 @@ class Deployment:
             nodes = self.flwr("supernode", "list")["nodes"]
             return sum(node["status"] == "online" for node in nodes) >= count
 
-        self.wait(online, f"{count} SuperNodes are online")
+        self.wait(online, f"{count} SuperNodes are online", every=1.0)
 
     def register(self, public_key: Path) -> None:
         """Let the holder of a key join: what an administrator does for each new client."""
@@ -115,6 +115,11 @@ class Deployment:
         """What the process of that name has written."""
         return (self.root / f"{name}.log").read_text(errors="replace")
 
+    def last_error(self) -> str:
+        """Why a run stopped, by the SuperLink's log."""
+        said = [line for line in self.log_of("superlink").splitlines() if "ERROR" in line]
+        return said[-1].partition("ERROR")[2].strip(" \x1b[0m:") if said else "its log tells no error"
+
     def flwr(self, *command: str, before: list[str] | None = None) -> dict[str, Any]:
         """The answer of a `flwr` command.
 
@@ -134,20 +139,21 @@ class Deployment:
             raise DeploymentFailed(f"flwr {' '.join(command)} failed: {said[-300:]}")
         return answer
 
-    def wait(self, holds: Callable[[], bool], what: str, seconds: float = 120.0, watch: str = "") -> None:
-        """Poll until `holds()`, while the process `watch` lives.
+    def wait(self, holds: Callable[[], bool], what: str, seconds: float = 120.0, every: float = 0.3) -> None:
+        """Poll until `holds()`.
 
         Raises:
-            DeploymentFailed: the process has ended, or `seconds` are over.
+            DeploymentFailed: a process that was started has ended by itself, or `seconds` are over.
         """
         deadline = time.monotonic() + seconds
         while not holds():
-            if watch and (code := self.processes[watch].poll()) is not None:
-                said = self.log_of(watch).strip().splitlines() or ["nothing"]
-                raise DeploymentFailed(f"{watch} ended with code {code}: {said[-1]} ({self.root / watch}.log)")
+            for name, process in self.processes.items():
+                if process.poll() is not None:
+                    said = self.log_of(name).strip().splitlines() or ["nothing"]
+                    raise DeploymentFailed(f"{name} ended with code {process.returncode}: {said[-1]}")
             if time.monotonic() > deadline:
-                raise DeploymentFailed(f"waited {seconds:.0f} s in vain: {what} (logs in {self.root})")
-            time.sleep(0.3)
+                raise DeploymentFailed(f"waited {seconds:.0f} s in vain for this: {what}")
+            time.sleep(every)
 
     def stop(self) -> None:
         """Stop everything: SuperNodes first, each with grace, then whatever they have left."""
@@ -196,7 +202,9 @@ class Deployment:
         programs = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
         quiet = {"FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1"}
         own = {"FLWR_HOME": str(self.root / "flower" / name), MARK: str(self.root), "PATH": programs}
-        return {**os.environ, **quiet, **own, "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1"}
+        # Clients that train at once share the cores: threads that wait for one another would cost more than they do.
+        threads = {"OMP_NUM_THREADS": str(max(1, len(os.sched_getaffinity(0)) // self.clients))}
+        return {**os.environ, **quiet, **own, **threads, "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1"}
 
 
 def executable(program: str) -> str:
