@@ -35,7 +35,8 @@ Which = Annotated[str, typer.Option("--round", help="Checkpoint: last, best, or 
 def main() -> None:
     """Run the command line; exit code 0 done, 1 failed, 2 wrong usage or settings."""
     try:
-        app(standalone_mode=False)
+        if app(standalone_mode=False) == 130:  # what typer makes of Ctrl-C
+            raise KeyboardInterrupt
     except (UserError, click.ClickException) as error:
         stop(error.format_message() if isinstance(error, click.ClickException) else str(error), 2)
     except (KeyboardInterrupt, click.Abort):

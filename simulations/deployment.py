@@ -25,8 +25,8 @@ APP = Path(__file__).parent.parent
 
 MARK = "FEDMUTUAL_DEPLOYMENT"
 CONNECTION = "loopback"
-GRACE = 20.0
-"""Seconds that a process gets to end by itself before it is killed."""
+GRACE = 10.0
+"""Seconds that processes get to end by themselves before they are killed."""
 
 
 class DeploymentFailed(RuntimeError):
@@ -116,9 +116,9 @@ class Deployment:
         return (self.root / f"{name}.log").read_text(errors="replace")
 
     def last_error(self) -> str:
-        """Why a run stopped, by the SuperLink's log."""
-        said = [line for line in self.log_of("superlink").splitlines() if "ERROR" in line]
-        return said[-1].partition("ERROR")[2].strip(" \x1b[0m:") if said else "its log tells no error"
+        """Why a run stopped, in the words of the server."""
+        said = [line for line in self.log_of("superlink").splitlines() if "the run stops: " in line]
+        return said[-1].partition("the run stops: ")[2] if said else f"see {self.root / 'superlink.log'}"
 
     def flwr(self, *command: str, before: list[str] | None = None) -> dict[str, Any]:
         """The answer of a `flwr` command.
@@ -167,10 +167,11 @@ class Deployment:
             except subprocess.TimeoutExpired:
                 self.processes[name].kill()
                 self.processes[name].wait()
-        while self.living() and time.monotonic() < deadline:  # children watch their parents, and end by themselves
+        while left := self.living():  # children watch their parents, and end by themselves if not in a call
+            if time.monotonic() > deadline:
+                for pid in left:
+                    kill(pid)
             time.sleep(0.1)
-        for pid in self.living():
-            kill(pid)
 
     def living(self, program: str = "") -> list[int]:
         """Processes of this federation, children's children included, whose command line contains `program`."""
