@@ -20,6 +20,9 @@ OnRound = Callable[[list[dict[str, Any]]], None]
 WORTHWHILE = 0.95
 """Share of a round that should be gradient steps: deployed, each message starts a client process anew."""
 
+STOPS = "the run stops: "
+"""What the log's line with the reason begins with."""
+
 app = ServerApp()
 
 
@@ -32,7 +35,7 @@ def main(grid: Grid, context: Context) -> None:
         log(INFO, "run folder: %s", strategy.journal.folder)
         serve(grid, strategy)
     except (UserError, RunFailed) as error:
-        log(ERROR, "the run stops: %s", error)  # ahead of the traceback that Flower prints
+        log(ERROR, "%s%s", STOPS, error)  # ahead of the traceback that Flower prints
         raise
 
 

@@ -84,7 +84,7 @@ def train(federation: Deployment, out: Path) -> None:
 
         federation.wait(ended, "the run finishes", TIME_LIMIT, every=3.0)
     if (status := federation.status(run)) != "finished:completed":
-        raise DeploymentFailed(f"the run ended as {status}: {federation.last_error()}")
+        raise DeploymentFailed(f"the run ended as {status}: {federation.why(run)}")
 
 
 def write_images(folder: Path, y: int, count: int) -> None:

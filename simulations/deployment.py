@@ -12,12 +12,13 @@ import ssl
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from fedmutual.config import write_settings
+from server.app import STOPS
 from simulations.credentials import write_credentials
 
 APP = Path(__file__).parent.parent
@@ -98,38 +99,39 @@ class Deployment:
 
     def register(self, public_key: Path) -> None:
         """Let the holder of a key join: what an administrator does for each new client."""
-        self.flwr("supernode", "register", str(public_key), before=[CONNECTION])
+        self.flwr("supernode", "register", str(public_key))
 
     def run(self, settings: dict[str, Any]) -> str:
         """Submit the app with these settings; the run's id."""
         path = self.root / "run.toml"
         path.write_text(write_settings(settings))
-        return str(self.flwr("run", str(APP), before=[CONNECTION, "-c", str(path)])["run-id"])
+        return str(self.flwr("run", str(APP), options=["-c", str(path)])["run-id"])
 
     def status(self, run: str) -> str:
         """`running`, `finished:completed`, `finished:failed` and the like: the only word on how a run ended."""
-        (found,) = self.flwr("list", before=[CONNECTION, "--run-id", run])["runs"]
+        (found,) = self.flwr("list", options=["--run-id", run])["runs"]
         return str(found["status"])
 
     def log_of(self, name: str) -> str:
         """What the process of that name has written."""
         return (self.root / f"{name}.log").read_text(errors="replace")
 
-    def last_error(self) -> str:
-        """Why a run stopped, in the words of the server."""
-        said = [line for line in self.log_of("superlink").splitlines() if "the run stops: " in line]
-        return said[-1].partition("the run stops: ")[2] if said else f"see {self.root / 'superlink.log'}"
+    def why(self, run: str) -> str:
+        """What stopped a run, in the words of its server."""
+        said = (line.partition(STOPS)[2] for line in self.run_log(run).splitlines() if STOPS in line)
+        return next(said, "its log names no reason")
 
-    def flwr(self, *command: str, before: list[str] | None = None) -> dict[str, Any]:
-        """The answer of a `flwr` command.
+    def run_log(self, run: str) -> str:
+        """What the server of a run has logged."""
+        return self._flwr("log", run, CONNECTION, "--show").stdout
+
+    def flwr(self, *command: str, options: Sequence[str] = ()) -> dict[str, Any]:
+        """The answer of a `flwr` command on this SuperLink.
 
         Raises:
             DeploymentFailed: it fails.
         """
-        arguments = [*command, *(before or [CONNECTION]), "--format", "json"]
-        done = subprocess.run(
-            [executable("flwr"), *arguments], env=self._environment("user"), capture_output=True, text=True
-        )
+        done = self._flwr(*command, CONNECTION, *options, "--format", "json")
         try:
             answer = json.loads(done.stdout[done.stdout.index("{") :])
         except ValueError:
@@ -138,6 +140,10 @@ class Deployment:
             said = " ".join((done.stderr or done.stdout).split())
             raise DeploymentFailed(f"flwr {' '.join(command)} failed: {said[-300:]}")
         return answer
+
+    def _flwr(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [executable("flwr"), *arguments]
+        return subprocess.run(command, env=self._environment("user"), capture_output=True, text=True)
 
     def wait(self, holds: Callable[[], bool], what: str, seconds: float = 120.0, every: float = 0.3) -> None:
         """Poll until `holds()`.

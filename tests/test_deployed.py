@@ -60,15 +60,16 @@ def federation(tmp_path_factory):
 def completed(federation):
     """The server's folder of a run that went through."""
     out = federation.root.parent / "run"
-    assert finish(federation, {**SETTINGS, "out": str(out)}) == "finished:completed", federation.last_error()
+    run = finish(federation, {**SETTINGS, "out": str(out)})
+    assert federation.status(run) == "finished:completed", federation.why(run)
     return out
 
 
 def finish(federation, settings):
-    """Run to the end; how it ended."""
+    """Run to the end; the run."""
     run = federation.run(settings)
     federation.wait(lambda: federation.status(run).startswith("finished"), "the run finishes", PATIENCE, every=3.0)
-    return federation.status(run)
+    return run
 
 
 def test_a_deployed_run_completes_with_every_class_and_every_reply(completed):
@@ -103,15 +104,17 @@ def test_a_run_killed_at_the_server_is_resumed_by_a_file_of_settings(federation,
         kill(pid)
     federation.wait(lambda: federation.status(run).startswith("finished"), "Flower notices", PATIENCE, every=3.0)
     assert federation.status(run) == "finished:failed"
-    assert finish(federation, {**settings, "resume": True}) == "finished:completed", federation.last_error()
+    again = finish(federation, {**settings, "resume": True})
+    assert federation.status(again) == "finished:completed", federation.why(again)
     lines = [(line["round"], line["class"], line["status"]) for line in read_history(tmp_path / "run")]
     assert lines == [(round_, y, "ok") for round_ in (1, 2) for y in range(CLIENTS)]
     assert json.loads((tmp_path / "run" / "run.json").read_text())["attempt"] == 2
 
 
 def test_a_run_that_cannot_start_says_why_in_one_line(federation, completed):
-    assert finish(federation, {**SETTINGS, "out": str(completed)}) == "finished:failed"
-    assert "already holds a run: resume it" in federation.last_error()
+    run = finish(federation, {**SETTINGS, "out": str(completed)})
+    assert federation.status(run) == "finished:failed"
+    assert federation.why(run) == f"{completed} already holds a run: resume it, or choose another folder for out"
 
 
 def test_a_key_that_is_not_registered_gets_nowhere(federation):
