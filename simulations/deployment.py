@@ -180,17 +180,8 @@ class Deployment:
             time.sleep(0.1)
 
     def living(self, program: str = "") -> list[int]:
-        """Processes of this federation, children's children included, whose command line contains `program`."""
-        mark = f"{MARK}={self.root}".encode()
-        found = []
-        for entry in Path("/proc").glob("[0-9]*"):
-            try:
-                ours = mark in (entry / "environ").read_bytes().split(b"\0")
-                if ours and program.encode() in (entry / "cmdline").read_bytes():
-                    found.append(int(entry.name))
-            except OSError:  # it has just ended, or belongs to somebody else
-                continue
-        return found
+        """This federation's processes whose command line contains `program`, children's children included."""
+        return living(self.root, program)
 
     def _start(self, name: str, command: list[str]) -> None:
         with (self.root / f"{name}.log").open("ab") as log:
@@ -212,6 +203,21 @@ class Deployment:
         # Clients that train at once share the cores: threads that wait for one another would cost more than they do.
         threads = {"OMP_NUM_THREADS": str(max(1, len(os.sched_getaffinity(0)) // self.clients))}
         return {**os.environ, **quiet, **own, **threads, "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1"}
+
+
+def living(folder: Path, program: str = "") -> list[int]:
+    """Processes of all federations in `folder` whose command line contains `program`."""
+    mark = f"{MARK}={folder}".encode()
+    found = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            environment = (entry / "environ").read_bytes().split(b"\0")
+            ours = any(variable == mark or variable.startswith(mark + b"/") for variable in environment)
+            if ours and program.encode() in (entry / "cmdline").read_bytes():
+                found.append(int(entry.name))
+        except OSError:  # it has just ended, or belongs to somebody else
+            continue
+    return found
 
 
 def executable(program: str) -> str:

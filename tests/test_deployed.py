@@ -1,7 +1,11 @@
 """A real deployment: TLS, keys, a SuperLink, SuperNodes and their client processes, each with data of its own."""
 
 import json
+import os
+import signal
 import socket
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -10,7 +14,7 @@ from sklearn.datasets import load_digits
 from fedmutual.config import UserError
 from server.journal import read_history
 from simulations.deploy_demo import IMAGES, demo, rounds_table, write_images
-from simulations.deployment import Deployment, DeploymentFailed, kill
+from simulations.deployment import Deployment, DeploymentFailed, kill, living
 from simulations.results import read_networks
 
 CLIENTS = 2
@@ -141,6 +145,28 @@ def test_a_process_that_ends_by_itself_is_told_and_leaves_nothing_behind(tmp_pat
         with pytest.raises(DeploymentFailed, match="superlink ended with code"):
             deployment.start_superlink()
     assert deployment.living() == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_demo_ends_with_its_code_and_leaves_nothing_behind(tmp_path, number):
+    command = [
+        sys.executable,
+        "-c",
+        "from simulations.cli import main; main()",
+        "deploy-demo",
+        "--out",
+        tmp_path / "run",
+    ]
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+    process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+    assert "a key for each hospital" in process.stderr.readline()
+    assert "SuperLink answers" in process.stderr.readline()
+    assert living(tmp_path)
+    process.send_signal(number)
+    assert process.wait(PATIENCE) == 130
+    assert process.stderr.read().strip().startswith("error: interrupted")
+    assert living(tmp_path) == []
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_demo_leaves_a_finished_run_alone(tmp_path):
