@@ -97,7 +97,7 @@ class RunConfig(BaseModel):
     flips: bool = Field(False, description="mirror images at random")
 
     # Mutual learning
-    beta: NotNegative = Field(1.0, description="strength of the mutual term; 0: isolated training")
+    beta: NotNegative = Field(3.0, description="strength of the mutual term; 0: isolated training")
     beta_rule: Literal["constant", "scarcity"] = Field(
         "scarcity", description="scarcity: beta r / (r + n), n this class's training samples"
     )

@@ -39,8 +39,9 @@ class Journal:
             self._reopen(config, bank)
         else:
             self._create(config, bank)
+        # The settings come after the identity: a folder with settings is a run that can be resumed.
         write_atomic(self.folder / "config.toml", write_settings(config.settings()).encode())
-        self.write_run(run=self.run, attempt=self.attempt, status="running")
+        self.write_run(attempt=self.attempt, status="running")
 
     def _create(self, config: RunConfig, bank: Bank) -> None:
         if (self.folder / "config.toml").exists():
@@ -51,6 +52,8 @@ class Journal:
             raise UserError(f"{self.folder} cannot be made: {error.strerror}") from None
         self.run, self.attempt = secrets.token_hex(8), 1
         self.write_run(
+            run=self.run,
+            attempt=self.attempt,
             name=config.data,
             method="mutual" if config.beta else "isolated",
             class_names=class_names(config),
@@ -134,7 +137,7 @@ def read_history(folder: Path) -> list[dict[str, Any]]:
 
 def check_resumable(folder: Path, config: RunConfig) -> None:
     """Raises `UserError` where there is no run in `folder`, or it cannot go on under these settings."""
-    if not (folder / "config.toml").exists() or not (folder / "run.json").exists():
+    if not (folder / "config.toml").exists():
         raise UserError(f"{folder} holds no run to resume: name the folder that an earlier run wrote")
     before, now = RunConfig.of(read_settings(folder / "config.toml")).settings(), config.settings()
     changed = [key for key in now if now[key] != before[key] and key not in MAY_CHANGE]

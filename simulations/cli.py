@@ -39,8 +39,8 @@ def main() -> None:
             raise KeyboardInterrupt
     except (UserError, click.ClickException) as error:
         stop(error.format_message() if isinstance(error, click.ClickException) else str(error), 2)
-    except (KeyboardInterrupt, click.Abort):
-        stop("interrupted: what was checkpointed is kept, and --resume DIR continues it", 130)
+    except (KeyboardInterrupt, click.Abort, SystemExit):  # Ray turns SIGTERM into SystemExit
+        stop("interrupted: what was checkpointed is kept, and simulate --resume DIR continues a run", 130)
     except (RuntimeError, OSError) as error:
         stop(str(error), 1)
 
@@ -75,9 +75,9 @@ def simulate(
         layers = [read_preset(preset), changes, {"resume": False, "out": str(folder)}]
     config = RunConfig.of(*layers)
 
-    from simulations.federated import simulate as run  # Flower and torch take seconds to import
+    from simulations.federated import Simulation  # Flower and torch take seconds to import
 
-    refused = 0
+    simulation, refused = Simulation(config, cpus, gpus), 0
     with progress("training", config.rounds, "rounds") as advance:
 
         def on_round(rows: list[dict[str, Any]]) -> None:
@@ -85,7 +85,7 @@ def simulate(
             refused += sum(row["status"] in ("error", "rejected", "missing") for row in rows)
             advance(rows[0]["round"])
 
-        folder = run(config, cpus, gpus, on_round)
+        folder = simulation.run(on_round)
     if refused:
         print(f"{refused} replies did not get through: {folder / 'history.jsonl'} says why", file=sys.stderr)
     if config.samples:

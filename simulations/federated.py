@@ -4,6 +4,7 @@ import logging
 import os
 import time
 from pathlib import Path
+from typing import Any
 
 # Read when Flower and Ray are imported: nothing is reported to anybody, and no banner is printed.
 os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
@@ -17,68 +18,83 @@ from flwr.serverapp import Grid, ServerApp
 from flwr.simulation import run_simulation
 
 from client.app import app as client_app
+from client.app import pick_device
 from fedmutual.config import RunConfig, UserError
 from fedmutual.data.sources import num_classes, training_counts
 from server.app import OnRound, prepare, serve
 from server.journal import read_history
 
 
-def simulate(config: RunConfig, cpus: int = 0, gpus: int = -1, on_round: OnRound = lambda rows: None) -> Path:
-    """Run a federation of one client a class on this machine; the run folder.
+class Simulation:
+    """A federation of one client a class on this machine.
 
     `cpus` clients train at once (0: one for each core this process may use); `gpus` are shared among them
     (-1: all there are). Clients keep their states in the run folder unless `store` says otherwise.
 
     Raises:
-        UserError: settings, data or a run folder that cannot work; found before anything is started.
-        RunFailed: no client gets through.
+        UserError: settings, data or a run folder that cannot work; found here, before anything is started.
     """
-    counts = training_counts(config)
-    classes = num_classes(config)
-    at_once = min(classes, cpus or len(os.sched_getaffinity(0)))
-    gpus = _gpus(config, gpus)
-    strategy = prepare(config, on_round)
-    began = time.monotonic()
-    server = ServerApp()
 
-    @server.main()
-    def main(grid: Grid, context: Context) -> None:
-        serve(grid, strategy)
+    def __init__(self, config: RunConfig, cpus: int = 0, gpus: int = -1):
+        self.config, self.classes = config, num_classes(config)
+        self.at_once = min(self.classes, cpus or len(os.sched_getaffinity(0)))
+        self.gpus = _gpus(config, gpus)
+        self.counts = training_counts(config)
+        self.strategy = prepare(config)
 
-    logging.getLogger("flwr").setLevel(logging.CRITICAL)
-    run_simulation(
-        server,
-        client_app,
-        num_supernodes=classes,
-        backend_config={
-            "init_args": {"num_cpus": at_once, "num_gpus": gpus, "log_to_driver": False, "logging_level": "CRITICAL"},
-            "client_resources": {"num_cpus": 1, "num_gpus": gpus / at_once},
-        },
-    )
-    journal = strategy.journal
-    spent = journal.read_run().get("wall_seconds") or 0.0
-    journal.write_run(
-        training_counts=counts,
-        clients_at_once=at_once,
-        wall_seconds=spent + time.monotonic() - began,
-        overhead=overhead(journal.folder, at_once),
-    )
-    return journal.folder
+    def run(self, on_round: OnRound = lambda rows: None) -> Path:
+        """Train the rounds that are left; the run folder.
+
+        Raises:
+            RunFailed: no client gets through.
+        """
+        began = time.monotonic()
+        journal, self.strategy.on_round = self.strategy.journal, on_round
+        if journal.round < self.config.rounds:
+            self._start_flower()
+        history = read_history(journal.folder)
+        journal.write_run(
+            status="done",
+            training_counts=self.counts,
+            clients_at_once=self.at_once,
+            wall_seconds=(journal.read_run().get("wall_seconds") or 0.0) + time.monotonic() - began,
+            overhead=overhead(history, self.at_once),
+        )
+        return journal.folder
+
+    def _start_flower(self) -> None:
+        server = ServerApp()
+
+        @server.main()
+        def main(grid: Grid, context: Context) -> None:
+            serve(grid, self.strategy)
+
+        # What matters of Flower's log is in the history; its traceback for every failing client is not wanted.
+        logging.getLogger("flwr").setLevel(logging.CRITICAL)
+        resources = {"num_cpus": self.at_once, "num_gpus": self.gpus}
+        run_simulation(
+            server,
+            client_app,
+            num_supernodes=self.classes,
+            backend_config={
+                "init_args": {**resources, "log_to_driver": False, "logging_level": "CRITICAL"},
+                "client_resources": {"num_cpus": 1, "num_gpus": self.gpus / self.at_once},
+            },
+        )
 
 
 def _gpus(config: RunConfig, wanted: int) -> int:
-    there = torch.cuda.device_count() if config.device != "cpu" else 0
+    there = torch.cuda.device_count() if pick_device(config).type == "cuda" else 0
     if wanted > there:
-        raise UserError(f"--gpus {wanted}, and torch sees {there} here")
+        raise UserError(f"--gpus {wanted}, and torch sees {there} to use here")
     return there if wanted < 0 else wanted
 
 
-def overhead(folder: Path, at_once: int) -> float | None:
+def overhead(history: list[dict[str, Any]], at_once: int) -> float | None:
     """Wall time of all rounds over that of the clients' gradient steps alone, `at_once` of them at a time; 1 is ideal.
 
     What is above 1 is Flower, Ray, checks, checkpoints, the clients' loading and saving, and waiting.
     """
-    history = read_history(folder)
     compute = sum(line["seconds"] or 0.0 for line in history)
     wall = sum({line["round"]: line["round_seconds"] for line in history}.values())
     return wall * at_once / compute if compute else None

@@ -120,10 +120,10 @@ def test_killed_at_any_moment_and_resumed_equals_running_through(small, tmp_path
     context.set_forkserver_preload(["conftest"])
     rng, folder, kills, finished = random.Random(0), Path(config.out), 0, False
     while not finished:
-        resume = (folder / "run.json").exists()
+        resume = (folder / "config.toml").exists()
         process = context.Process(target=_run, args=(config.but(resume=resume).settings(),))
         process.start()
-        while process.is_alive() and not (folder / "run.json").exists():
+        while process.is_alive() and not (folder / "config.toml").exists():
             time.sleep(0.01)
         process.join(rng.uniform(0.02, 0.6) if kills < 5 else None)
         if finished := process.exitcode is not None:

@@ -28,6 +28,7 @@ from fedmutual import data
 from fedmutual.config import RunConfig, UserError
 from fedmutual.data import (
     class_names,
+    files,
     load_class,
     load_test,
     long_tail,
@@ -201,8 +202,8 @@ def test_streamed_rows_are_numpys(tmp_path_factory, labels, chunk, fortran, rand
     rows = np.flatnonzero(np.array(labels) == labels[0])
     random.shuffle(rows)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sources, "_CHUNK", chunk)
-        np.testing.assert_array_equal(sources._read_rows(path, "images", rows), images[rows])
+        patch.setattr(files, "_CHUNK", chunk)
+        np.testing.assert_array_equal(files._read_rows(path, "images", rows), images[rows])
 
 
 def test_a_class_gets_its_own_rows_and_no_row_twice(mixed):

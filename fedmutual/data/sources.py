@@ -1,17 +1,12 @@
 """Where samples come from: each client loads its own class and nothing else.
 
-Every source is opened as a `_Part`: the class of each row, and a way to read chosen rows. What a call returns
+Every source is opened as a `Part`: the class of each row, and a way to read chosen rows. What a call returns
 has its own memory, and nothing is kept between calls. Image bytes become [-1, 1] by x / 127.5 - 1.
 """
 
 import sys
-import zipfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-from math import prod
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
@@ -19,6 +14,7 @@ from torch import Tensor
 
 from fedmutual.config import RunConfig, UserError
 from fedmutual.data import long_tail
+from fedmutual.data.files import Part, Which, folder, mendable, npz
 from fedmutual.data.mixtures import MIXTURES, Mixture
 from fedmutual.seeds import generator
 
@@ -31,26 +27,6 @@ class ClassData:
     held_out: Tensor
 
 
-@dataclass(frozen=True)
-class _Part:
-    """The training or test part of a source.
-
-    labels: class of each row, [N]; shape: of one sample, channels first; read: rows [n] to uint8 or float
-    images [n, H, W], [n, H, W, C] or [n, d]; has_test: whether the source comes with a test part.
-    """
-
-    names: list[str]
-    labels: np.ndarray
-    shape: tuple[int, ...]
-    read: Callable[[np.ndarray], np.ndarray]
-    has_test: bool = False
-
-    @property
-    def sizes(self) -> list[int]:
-        return np.bincount(self.labels[self.labels >= 0], minlength=len(self.names)).tolist()
-
-
-_Which = Literal["train", "test"]
 _DIGITS = [str(digit) for digit in range(10)]
 _CLOTHES = "T-shirt/top|Trouser|Pullover|Dress|Coat|Sandal|Shirt|Sneaker|Bag|Ankle boot"
 _CIFAR10 = "airplane automobile bird cat deer dog frog horse ship truck"
@@ -69,9 +45,7 @@ _NAMED = {
     "cifar100": (_CIFAR100.split(), (3, 32, 32)),
 }
 _TORCHVISION = {"mnist": "MNIST", "fashion-mnist": "FashionMNIST", "cifar10": "CIFAR10", "cifar100": "CIFAR100"}
-_IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 _UNLIMITED = sys.maxsize
-_CHUNK = 2**18  # bytes of a .npz that are held beside the rows that are kept
 
 
 def num_classes(config: RunConfig) -> int:
@@ -173,7 +147,7 @@ def _existing(y: int, classes: int) -> int:
     return y
 
 
-def _own_rows(config: RunConfig, part: _Part, y: int) -> np.ndarray:
+def _own_rows(config: RunConfig, part: Part, y: int) -> np.ndarray:
     """Rows of class y, [n], in the order of the source."""
     if len(part.names) == 1:
         _existing(y, config.classes or y + 1)
@@ -181,7 +155,7 @@ def _own_rows(config: RunConfig, part: _Part, y: int) -> np.ndarray:
     return np.flatnonzero(part.labels == _existing(y, len(part.names)))
 
 
-def _cut(config: RunConfig, part: _Part, y: int, size: int) -> list[np.ndarray]:
+def _cut(config: RunConfig, part: Part, y: int, size: int) -> list[np.ndarray]:
     """Positions within class y, which has `size` samples, of its test part, held-out part and pool."""
     _remaining(config, part)
     draw = generator(config.seed, y, 0, "split")
@@ -189,7 +163,7 @@ def _cut(config: RunConfig, part: _Part, y: int, size: int) -> list[np.ndarray]:
     return [positions.numpy() for positions in parts]
 
 
-def _remaining(config: RunConfig, part: _Part) -> list[int]:
+def _remaining(config: RunConfig, part: Part) -> list[int]:
     """What each class has to train on beside its other parts."""
     test = 0 if part.has_test else config.test
     return long_tail.remaining(part.sizes, part.names, test, config.held_out)
@@ -205,7 +179,7 @@ def _explicit_counts(config: RunConfig) -> list[int]:
     return [int(count) for count in config.counts.split(",")] if config.counts else []
 
 
-def _training_count(config: RunConfig, part: _Part, y: int) -> int:
+def _training_count(config: RunConfig, part: Part, y: int) -> int:
     if len(part.names) > 1:
         return _counts(config, _remaining(config, part))[y]
     # A client's own file is as long as life made it: only an explicit count shortens it.
@@ -253,36 +227,41 @@ def _draw(config: RunConfig, y: int, *sizes: int) -> list[Tensor]:
     return [mixture.sample(size, draw).float() if size else empty.clone() for size in sizes]
 
 
-def _digits(config: RunConfig, which: _Which) -> _Part:
+def _digits(config: RunConfig) -> Part:
     from sklearn.datasets import load_digits
 
     digits = load_digits()
     names, shape = _constants(config)
-    return _Part(names, digits.target, shape, lambda rows: digits.images[rows] / 8 - 1)
+    return Part(names, digits.target, shape, lambda rows: digits.images[rows] / 8 - 1)
 
 
-def _torchvision(config: RunConfig, which: _Which) -> _Part:
+def _torchvision(config: RunConfig, which: Which) -> Part:
     from torchvision import datasets  # seconds to import
 
     names, shape = _constants(config)
     remedy = "check the connection" if config.download else "set data-path to its folder, or download = true"
-    with _mendable(f"{config.data} cannot be loaded from {config.data_path}", remedy):
+    with mendable(f"{config.data} cannot be loaded from {config.data_path}", remedy):
         dataset = getattr(datasets, _TORCHVISION[config.data])(
             _path(config), train=which == "train", download=config.download
         )
     images, labels = np.asarray(dataset.data), np.asarray(dataset.targets)
-    return _Part(names, labels, shape, lambda rows: images[rows], has_test=True)
+    return Part(names, labels, shape, lambda rows: images[rows], has_test=True)
 
 
 # Files of the user
 
 
-def _open(config: RunConfig, which: _Which, instead: str = "") -> _Part:
+def _open(config: RunConfig, which: Which, instead: str = "") -> Part:
     """A part of the source, checked against the settings; `instead`: the setting that would make do without."""
     if config.data in ("npz", "folder") and not _path(config).exists():
         advice = f"set data-path, or {instead} where there is no data" if instead else "set data-path"
         raise UserError(f"{config.data_path} is missing: {advice}")
-    part = {"digits": _digits, "npz": _npz, "folder": _folder}.get(config.data, _torchvision)(config, which)
+    if config.data == "npz":
+        part = npz(_path(config), which)
+    elif config.data == "folder":
+        part = folder(_path(config), _checked_dims(config))
+    else:
+        part = _digits(config) if config.data == "digits" else _torchvision(config, which)
     if len(part.names) > 1:
         _agree(config, len(part.names), part.shape)
     else:
@@ -291,25 +270,12 @@ def _open(config: RunConfig, which: _Which, instead: str = "") -> _Part:
 
 
 def _path(config: RunConfig) -> Path:
+    if not config.data_path:
+        raise UserError(f"data-path is missing: data = {config.data} is read from there")
     return Path(config.data_path).expanduser()
 
 
-@contextmanager
-def _mendable(what: str, remedy: str) -> Iterator[None]:
-    """Whatever a missing or damaged file makes its reader raise, as one line for the user.
-
-    Readers of zip archives, images and pickles raise almost anything on damage, so only `Exception` covers it.
-    """
-    try:
-        yield
-    except UserError:
-        raise
-    except Exception as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise UserError(f"{what} ({reason}): {remedy}") from None
-
-
-def _samples(part: _Part, rows: np.ndarray) -> Tensor:
+def _samples(part: Part, rows: np.ndarray) -> Tensor:
     """Rows as float32 [n, *dims]; bytes scaled to [-1, 1], floats as they are."""
     images = part.read(rows)
     with np.errstate(over="ignore"):  # reported below
@@ -323,156 +289,8 @@ def _samples(part: _Part, rows: np.ndarray) -> Tensor:
     return samples.reshape(len(samples), *part.shape)
 
 
-def _npz(config: RunConfig, which: _Which) -> _Part:
-    path = _path(config)
-    with _mendable(f"{path} is not a whole .npz file", "write it again with numpy.savez"):
-        with zipfile.ZipFile(path) as archive:
-            keys = [Path(name).stem for name in archive.namelist()]
-        if {"train_images", "train_labels", "test_images", "test_labels"} <= set(keys):
-            prefix, has_test = f"{which}_", True
-        elif keys == ["images"] or {"images", "labels"} <= set(keys):
-            prefix, has_test = "", False
-        else:
-            raise UserError(
-                f"{path} holds {', '.join(keys) or 'nothing'}: name its arrays images and labels, or "
-                f"train_images, train_labels, test_images and test_labels"
-            )
-        stored = _header(path, f"{prefix}images")
-        shape = _npz_shape(path, *stored)
-        if keys == ["images"]:  # all of one class
-            values, labels = np.zeros(1, int), np.zeros(stored[0][0], int)
-        else:
-            values = np.unique(_labels(path, "train_labels" if has_test else "labels"))
-            labels = _labels(path, f"{prefix}labels")
-    if len(labels) != stored[0][0]:
-        raise UserError(f"{path} has {stored[0][0]} {prefix}images and {len(labels)} {prefix}labels: match them")
-    if len(values) == 0:
-        raise UserError(f"{path} holds no samples")
-
-    def read(rows: np.ndarray) -> np.ndarray:
-        with _mendable(f"{path} is not a whole .npz file", "write it again with numpy.savez"):
-            return _read_rows(path, f"{prefix}images", rows)
-
-    # Labels of a test part that the training part lacks belong to nobody: -1.
-    numbers = np.where(np.isin(labels, values), np.searchsorted(values, labels), -1)
-    return _Part([str(value) for value in values], numbers, shape, read, has_test)
-
-
-def _npz_shape(path: Path, stored: tuple[int, ...], dtype: np.dtype) -> tuple[int, ...]:
-    if dtype != np.uint8 and dtype.kind != "f":
-        raise UserError(f"images of {path} have type {dtype}: store uint8 (0 to 255) or floats")
-    match stored:
-        case (_, height, width) if height * width:
-            return (1, height, width)
-        case (_, height, width, (1 | 3) as channels) if height * width:
-            return (channels, height, width)
-        case (_, dimension) if dimension:
-            return (dimension,)
-    raise UserError(f"images of {path} have shape {stored}: store [N, H, W], [N, H, W, 1 or 3] or [N, d]")
-
-
-def _labels(path: Path, key: str) -> np.ndarray:
-    shape, dtype = _header(path, key)
-    if dtype.kind not in "iu" or prod(shape[1:]) != 1 or not shape:
-        raise UserError(f"{key} of {path} are {dtype} {list(shape)}: store whole numbers [N]")
-    return _read_rows(path, key, np.arange(shape[0])).reshape(-1)
-
-
-def _header(path: Path, key: str) -> tuple[tuple[int, ...], np.dtype]:
-    with zipfile.ZipFile(path) as archive, archive.open(f"{key}.npy") as file:
-        shape, _, dtype = _read_header(file)
-    return shape, dtype
-
-
-def _read_header(file: zipfile.ZipExtFile) -> tuple[tuple[int, ...], bool, np.dtype]:
-    """Shape, whether in Fortran order, and type; leaves `file` at the first element."""
-    if np.lib.format.read_magic(file) == (1, 0):
-        return np.lib.format.read_array_header_1_0(file)
-    return np.lib.format.read_array_header_2_0(file)
-
-
-def _read_rows(path: Path, key: str, rows: np.ndarray) -> np.ndarray:
-    """Rows of an array in a .npz, in the order asked for, holding no more than a chunk of the others.
-
-    An archive is compressed, so that all of it streams by; reading to its end also checks its checksum.
-    """
-    with zipfile.ZipFile(path) as archive, archive.open(f"{key}.npy") as file:
-        (total, *inner), fortran, dtype = _read_header(file)
-        # In Fortran order the file is the transpose: one line of all rows for each inner element.
-        lines, line = (prod(inner), (total,)) if fortran else (total, inner)
-        step = max(1, _CHUNK // (prod(line) * dtype.itemsize or 1))
-        kept = np.empty((lines, len(rows)) if fortran else (len(rows), *inner), dtype)
-        order = np.argsort(rows)
-        for start in range(0, lines, step):
-            stop = min(start + step, lines)
-            data = file.read(size := (stop - start) * prod(line) * dtype.itemsize)
-            if len(data) < size:
-                raise EOFError(f"{key} is shorter than its header says")
-            chunk = np.frombuffer(data, dtype).reshape(stop - start, *line)
-            if fortran:
-                kept[start:stop] = chunk[:, rows]
-            else:
-                own = order[slice(*np.searchsorted(rows, (start, stop), sorter=order))]
-                kept[own] = chunk[rows[own] - start]
-        if file.read(1):
-            raise EOFError(f"{key} is longer than its header says")
-    return kept.reshape(*reversed(inner), len(rows)).T if fortran else kept
-
-
-def _folder(config: RunConfig, which: _Which) -> _Part:
-    path = _path(config)
-    with _mendable(f"{path} is not a readable folder", "set data-path to a folder of images"):
-        # Without sub-folders, the folder itself is one class.
-        folders = [entry for entry in _visible(path) if entry.is_dir()] or [path]
-        files = [[entry for entry in _visible(f) if entry.suffix.lower() in _IMAGES] for f in folders]
-    for folder, images in zip(folders, files, strict=True):
-        if not images:
-            raise UserError(f"{folder} holds no PNG, JPEG, WebP or BMP image: each class needs its own")
-    every = [image for images in files for image in images]
-    labels = np.repeat(np.arange(len(files)), [len(images) for images in files])
-    dims = _checked_dims(config)
-    shape = dims or _image_shape(every[0])
-
-    def read(rows: np.ndarray) -> np.ndarray:
-        blank = np.empty((0, *shape[1:], *shape[:1]), np.uint8)
-        return np.stack([_image(every[row], shape, bool(dims)) for row in rows]) if len(rows) else blank
-
-    return _Part([folder.name for folder in folders], labels, shape, read)
-
-
-def _visible(folder: Path) -> list[Path]:
-    return sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
-
-
 def _checked_dims(config: RunConfig) -> tuple[int, ...]:
     dims = config.dims
     if 0 in dims or (dims and config.data == "folder" and (len(dims) != 3 or dims[0] not in (1, 3))):
         raise UserError(f"shape = {config.shape}: give channels (1 or 3 for images), height and width")
     return dims
-
-
-def _image_shape(path: Path) -> tuple[int, ...]:
-    """Shape of an image by its header alone."""
-    from PIL import Image
-
-    with _mendable(f"{path} is not a whole image", "replace or remove it"), Image.open(path) as image:
-        channels = {"1": 1, "L": 1, "RGB": 3}.get(image.mode)
-        if not channels:
-            raise UserError(f"{path} is neither grey nor RGB but {image.mode}: set shape, such as 3,64,64")
-        return (channels, image.height, image.width)
-
-
-def _image(path: Path, shape: tuple[int, ...], resize: bool) -> np.ndarray:
-    """One image as uint8 [H, W, C]; resized to `shape` (bicubic, antialiased), else it must have it."""
-    from PIL import Image
-
-    if not resize and (found := _image_shape(path)) != shape:
-        raise UserError(f"{path} is {found}, the first image {shape}: set shape to bring all to one size")
-    channels, height, width = shape
-    with _mendable(f"{path} is not a whole image", "replace or remove it"), Image.open(path) as image:
-        if image.mode[0] in "IF":
-            raise UserError(f"{path} has more than 8 bits a pixel: convert it, or use a .npz of floats")
-        image = image.convert("L" if channels == 1 else "RGB")
-        if image.size != (width, height):
-            image = image.resize((width, height), Image.Resampling.BICUBIC)
-        return np.asarray(image).reshape(height, width, channels)

@@ -1,0 +1,149 @@
+"""Flower's real simulation engine with Ray, started as a user starts it."""
+
+import csv
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import SMALL, assert_same, federate, networks
+
+from server.journal import read_history
+from simulations.results import read_networks
+
+COMMAND = str(Path(sys.executable).parent / "fedmutual")
+
+
+def assignments(settings):
+    return [part for key, value in settings.items() for part in ("-s", f"{key}={value}")]
+
+
+def fedmutual(*arguments, **options):
+    return subprocess.run([COMMAND, *map(str, arguments)], capture_output=True, text=True, timeout=300, **options)
+
+
+def strike(how, folder, lines, *arguments):
+    """Start a simulation, send it a signal once its history has so many lines; its exit code and stderr."""
+    process = subprocess.Popen(
+        [COMMAND, "simulate", *map(str, arguments)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    while process.poll() is None and len(read_history(folder)) < lines:
+        time.sleep(0.02)
+    assert process.poll() is None, "the run ended before it could be struck"
+    os.killpg(process.pid, how) if how == signal.SIGKILL else process.send_signal(how)
+    _, stderr = process.communicate(timeout=120)
+    return process.returncode, stderr
+
+
+def test_an_interrupted_and_killed_simulation_ends_bit_identical_on_other_actors(small, tmp_path):
+    settings = {**SMALL, "rounds": 12, "samples": 40}
+    folder = tmp_path / "ray"
+    start = ["digits", "--cpus", "2", "--out", folder, *assignments(settings)]
+    code, said = strike(signal.SIGTERM, folder, 15, *start)
+    assert code == 130
+    assert said.splitlines()[-1].startswith("error: interrupted: what was checkpointed is kept")
+    code, _ = strike(signal.SIGKILL, folder, 45, "--resume", folder)
+    assert code == -signal.SIGKILL
+
+    done = fedmutual("simulate", "--resume", folder, "--cpus", "1")
+    assert done.returncode == 0, done.stderr
+    in_one_process = federate(small(rounds=12))
+    assert_same(dict(sorted(read_networks(folder)[1].items())), networks(in_one_process))
+    history = read_history(folder)
+    assert [(line["round"], line["class"]) for line in history] == [(r, y) for r in range(1, 13) for y in range(10)]
+    assert {line["status"] for line in history} == {"ok"}
+    _check_run_folder(folder)
+    assert re.search(r"^worst\s", done.stdout, re.MULTILINE)
+    assert str(folder / "report.html") in done.stdout
+
+    again = fedmutual("evaluate", folder, "--round", "best", "--json")
+    rows = json.loads(again.stdout)["rows"]
+    assert {row["class"] for row in rows} == {"worst", "mean", *range(10)}
+    drawn = fedmutual("sample", folder, "--out", tmp_path / "drawn", "-n", "9")
+    assert drawn.returncode == 0, drawn.stderr
+    with np.load(tmp_path / "drawn" / "samples.npz") as samples:
+        assert {name: array.shape for name, array in samples.items()} == {
+            f"generated_{y}": (9, 1, 8, 8) for y in range(10)
+        }
+
+
+def _check_run_folder(folder):
+    """The files of a run that the design promises."""
+    with (folder / "metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert list(rows[0]) == ["method", "seed", "class", "n_train", "metric", "value"]
+    by_class = {row["class"] for row in rows if row["metric"] == "fd"}
+    assert by_class == {*map(str, range(10)), "worst", "mean"}
+    assert {"fd", "precision", "recall", "memorisation", "n_reference"} <= {row["metric"] for row in rows}
+    fd = {row["class"]: float(row["value"]) for row in rows if row["metric"] == "fd"}
+    assert fd["worst"] == max(fd[str(y)] for y in range(10))
+    run = json.loads((folder / "run.json").read_text())
+    assert (run["status"], run["attempt"], run["clients_at_once"]) == ("done", 3, 1)
+    assert run["training_counts"][0] == 20
+    assert run["overhead"] > 1
+    assert (folder / "report.html").stat().st_size > 10_000
+    assert len(list((folder / "samples").glob("class-*.png"))) == 10
+
+
+def test_a_simulation_in_which_nobody_gets_through_says_so_and_fails(tmp_path):
+    settings = {**SMALL, "norm-bound": 1e-9}
+    failed = fedmutual("simulate", "digits", "--out", tmp_path / "run", *assignments(settings))
+    assert failed.returncode == 1
+    lines = failed.stderr.strip().splitlines()
+    assert re.fullmatch(r"error: round 1: no client got through: norm .* exceeds norm-bound's .*", lines[-1])
+    assert not any("Traceback" in line for line in lines)
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["status"] == "stopped"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["simulate", "nope"], "no preset 'nope': there are cifar10, digits"),
+        (["simulate", "missing.toml"], "no preset 'missing.toml'"),
+        (["simulate", "digits", "-s", "bta=1"], "unknown setting 'bta'"),
+        (["simulate", "digits", "-s", "beta"], "not of the form key=value"),
+        (["simulate", "digits", "-s", "rounds=0"], "setting rounds = 0"),
+        (["simulate", "digits", "--gpus", "99"], "--gpus 99, and torch sees"),
+        (["simulate", "digits", "--cpus", "-1"], "Invalid value for '--cpus'"),
+        (["simulate", "digits", "-s", "device=cuda"], "device = cuda"),
+        (["simulate", "digits", "-s", "head-count=5000"], "head-count"),
+        (["simulate", "fashion"], "data-path"),
+        (["simulate", "fashion", "-s", "data-path=/nowhere.npz"], "/nowhere.npz"),
+        (["simulate", "--resume", "/nowhere"], "/nowhere holds no run to resume"),
+        (["simulate", "digits", "--resume", "/x", "--out", "/y"], "leave --out out"),
+        (["report", "/nowhere"], "/nowhere"),
+        (["evaluate", "/nowhere"], "/nowhere"),
+        (["sample", "/nowhere", "--out", "x"], "/nowhere"),
+        (["simulate", "digits", "--bogus"], "No such option"),
+        (["dance"], "No such command 'dance'"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(tmp_path, arguments, says):
+    if arguments[-2:] == ["-s", "device=cuda"] and torch.cuda.is_available():
+        arguments, says = ["simulate", "digits", "-s", "device=tpu"], "setting device"
+    result = fedmutual(*arguments, cwd=tmp_path)
+    assert result.returncode == 2, result.stderr
+    assert result.stdout == ""
+    assert len(result.stderr.strip().splitlines()) == 1
+    assert result.stderr.startswith("error: ")
+    assert says in result.stderr
+    assert not list(tmp_path.rglob("config.toml")), "nothing was started"
+
+
+def test_lists_are_for_people_and_for_scripts():
+    for command, key in (("presets", "preset"), ("settings", "setting")):
+        rows = json.loads(fedmutual(command, "--json").stdout)["rows"]
+        shown = fedmutual(command).stdout
+        assert all(row[key] in shown for row in rows)
+        assert all(row["about"] for row in rows)
