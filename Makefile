@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 RUNS := runs/demo
 
-.PHONY: install demo test lint
+.PHONY: install demo deploy-demo test lint
 
 install: .venv/installed
 
@@ -19,6 +19,10 @@ demo: install
 	$(BIN)/fedmutual simulate digits --out $(RUNS)/mutual
 	$(BIN)/fedmutual simulate digits -s beta=0 --out $(RUNS)/isolated
 	$(BIN)/fedmutual report $(RUNS)/mutual $(RUNS)/isolated --out $(RUNS)/report.html
+
+deploy-demo: install
+	rm -rf $(RUNS)/deployed
+	$(BIN)/fedmutual deploy-demo --out $(RUNS)/deployed
 
 test: install lint
 	$(BIN)/python -m pytest

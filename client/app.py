@@ -1,8 +1,8 @@
 """The ClientApp: says which class it is, and takes local steps against the peers it is sent.
 
 The only things that leave are the network and the numbers listed in `fedmutual.records`. The client's own
-machine decides where its data and its state lie: the node settings `data-path`, `store` and `device` win over
-what the server sends.
+machine decides where its data and its state lie: the node settings `data` (npz or folder), `data-path`, `store`
+and `device` win over what the server sends.
 """
 
 import copy
@@ -23,7 +23,7 @@ from fedmutual.learning.igd import Peers, Player, held_out_loss, local_steps, ma
 from fedmutual.networks import build
 from fedmutual.records import pack_network, pack_numbers, unpack_network
 
-NODE_SETTINGS = ("data-path", "store", "device")
+NODE_SETTINGS = ("data", "data-path", "store", "device")
 
 app = ClientApp()
 
@@ -76,10 +76,17 @@ def train(message: Message, context: Context) -> Message:
 
 
 def class_of(context: Context) -> int:
-    """The class of this client: `partition-id` in its node settings."""
+    """The class of this client: `partition-id` in its node settings.
+
+    Raises:
+        UserError: it is missing, or no whole number.
+    """
     if "partition-id" not in context.node_config:
         raise UserError("this client has no class: start it with --node-config 'partition-id=0'")
-    return int(context.node_config["partition-id"])
+    y = context.node_config["partition-id"]
+    if not isinstance(y, int):
+        raise UserError(f"partition-id = {y!r}: give the number of this client's class, from 0")
+    return y
 
 
 def _node_settings(context: Context) -> dict[str, str]:
@@ -107,8 +114,10 @@ def _load(config: RunConfig, y: int, device: torch.device) -> ClassData:
     """This client's samples on the device, in the run's dtype; kept for the rounds that this process serves.
 
     Raises:
-        UserError: there is no class y.
+        UserError: there is no class y, or this client was not told where its data lie.
     """
+    if config.data in ("npz", "folder") and not config.data_path:
+        raise UserError('this client has no data: start it with data-path="/path/to/them" in --node-config')
     if y >= num_classes(config):
         raise UserError(f"partition-id = {y}, and the classes are 0..{num_classes(config) - 1}")
     data, dtype = load_class(config, y), getattr(torch, config.dtype)

@@ -1,26 +1,58 @@
 """The ServerApp: opens the run folder, then runs the rounds that are left."""
 
+import math
 from collections.abc import Callable
+from logging import ERROR, INFO
 from typing import Any
 
 from flwr.app import ArrayRecord, Context
+from flwr.common.logger import log
 from flwr.serverapp import Grid, ServerApp
 
-from fedmutual.config import RunConfig
+from fedmutual.config import RunConfig, UserError
 from fedmutual.data.sources import num_classes, sample_shape
 from server.bank import Bank
 from server.journal import Journal
-from server.strategy import MutualLearning
+from server.strategy import MutualLearning, RunFailed
 
 OnRound = Callable[[list[dict[str, Any]]], None]
+
+WORTHWHILE = 0.95
+"""Share of a round that should be gradient steps: deployed, each message starts a client process anew."""
+
+STOPS = "the run stops: "
+"""What the log's line with the reason begins with."""
 
 app = ServerApp()
 
 
 @app.main()
 def main(grid: Grid, context: Context) -> None:
-    """A run started by `flwr run`, whose run config holds the settings."""
-    serve(grid, prepare(RunConfig.of(dict(context.run_config))))
+    """A run started by `flwr run`, whose run config holds the settings; its log is what `flwr log` shows."""
+    try:
+        config = RunConfig.of(dict(context.run_config))
+        strategy = prepare(config, lambda rows: log(INFO, "%s", round_in_words(rows, config)))
+        log(INFO, "run folder: %s", strategy.journal.folder)
+        serve(grid, strategy)
+    except (UserError, RunFailed) as error:
+        log(ERROR, "%s%s", STOPS, error)  # ahead of the traceback that Flower prints
+        raise
+
+
+def round_in_words(rows: list[dict[str, Any]], config: RunConfig) -> str:
+    """One line on a round: how many got through, the worst class, and local-steps if start-up outweighs training."""
+    done = [row for row in rows if row["status"] == "ok"]
+    text = f"round {rows[0]['round']} of {config.rounds}: {len(done)} of {len(rows)} classes"
+    if not done:
+        return text
+    worst = max(done, key=lambda row: row["loss"])
+    training, whole = max(row["seconds"] for row in done), rows[0]["round_seconds"]
+    text += f", worst loss {worst['loss']:.4g} (class {worst['class']}), {whole:.1f} s"
+    if training >= WORTHWHILE * whole:
+        return text
+    steps = config.local_steps * (whole - training) / training * WORTHWHILE / (1 - WORTHWHILE)
+    advice = f"local-steps = {math.ceil(steps):d} would make it {WORTHWHILE:.0%}"
+    return f"{text}, {training / whole:.0%} of it gradient steps: {advice}"
 
 
 def prepare(config: RunConfig, on_round: OnRound = lambda rows: None) -> MutualLearning:

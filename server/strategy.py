@@ -94,7 +94,9 @@ class MutualLearning(Strategy):
     def aggregate_train(self, server_round: int, replies: Iterable[Message]) -> tuple[None, None]:
         """Check every reply into the bank, then history and checkpoint."""
         waiting = {order.metadata.message_id: y for y, order in self.orders.items()}
-        lines = {y: self._line(y, "idle", "") for y in range(self.bank.classes)}
+        held = self.roster.nodes
+        idle = {y: "" if y in held else "its client is not there" for y in range(self.bank.classes)}
+        lines = {y: self._line(y, "idle", reason) for y, reason in idle.items()}
         for reply in replies:
             y = waiting.pop(reply.metadata.reply_to_message_id, None)
             if y is None:

@@ -35,7 +35,8 @@ Which = Annotated[str, typer.Option("--round", help="Checkpoint: last, best, or 
 def main() -> None:
     """Run the command line; exit code 0 done, 1 failed, 2 wrong usage or settings."""
     try:
-        app(standalone_mode=False)
+        if app(standalone_mode=False) == 130:  # what typer makes of Ctrl-C
+            raise KeyboardInterrupt
     except (UserError, click.ClickException) as error:
         stop(error.format_message() if isinstance(error, click.ClickException) else str(error), 2)
     except (KeyboardInterrupt, click.Abort, SystemExit):  # Ray turns SIGTERM into SystemExit
@@ -156,6 +157,31 @@ def settings(as_json: AsJson = False) -> None:
     for row in rows:
         table.add_row(row["setting"], json.dumps(row["default"]), row["about"])
     Console().print(table)
+
+
+@app.command()
+def credentials(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A new folder for them.")],
+    clients: Annotated[int, typer.Option(min=1, help="Clients that get a key pair.")],
+    host: Annotated[
+        list[str] | None, typer.Option(help="Name or address of the SuperLink beside localhost; may be repeated.")
+    ] = None,
+) -> None:
+    """Write a CA, a server certificate and one key pair a client, for a federation on separate machines."""
+    from simulations.credentials import write_credentials
+
+    for files, place in write_credentials(folder, clients, host or []):
+        print(f"{files:<24} {place}")
+
+
+@app.command()
+def deploy_demo(
+    out: Annotated[Path, typer.Option(help="Run folder of the server.")] = Path("runs/deploy-demo"),
+) -> None:
+    """Show a deployed federation on this machine: TLS, keys, a SuperLink and three SuperNodes with private folders."""
+    from simulations.deploy_demo import demo
+
+    demo(out)
 
 
 def read_preset(name: str) -> dict[str, Any]:

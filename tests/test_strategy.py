@@ -126,6 +126,7 @@ def test_a_late_joiner_is_greeted_and_becomes_a_peer(small):
     grid = LocalGrid(range(9), join)
     bank = federate(config, grid)
     assert [line_of(config, r, 9)["status"] for r in (1, 2, 3)] == ["idle", "ok", "ok"]
+    assert line_of(config, 1, 9)["reason"] == "its client is not there"
     third = [order for order in grid.orders if order.content.config_records and order.content["order"]["round"] == 3]
     assert all("peer-9" in o.content.array_records for o in third if o.metadata.dst_node_id != joined[0])
     assert bank.entries[9].round == 3
