@@ -160,6 +160,24 @@ def settings(as_json: AsJson = False) -> None:
 
 
 @app.command()
+def game(
+    preset: Annotated[
+        str, typer.Argument(help="case-one, case-two, overlap, overlap-2d, many, phase; or bench, for its speed.")
+    ],
+    seeds: Annotated[
+        int | None, typer.Option(help="Games for each case; by default enough for a minute or two.")
+    ] = None,
+    settings: Settings = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of the report; by default runs/game-PRESET-TIME.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """The theory, exactly: equilibrium, Nash gap and divergence of every class, with figures."""
+    from simulations.game import command
+
+    command(preset, seeds, settings or [], out, as_json)
+
+
+@app.command()
 def credentials(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="A new folder for them.")],
     clients: Annotated[int, typer.Option(min=1, help="Clients that get a key pair.")],

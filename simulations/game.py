@@ -7,11 +7,10 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
 import torch
-import typer
 from jinja2 import Environment, FileSystemLoader
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -20,7 +19,7 @@ from rich.table import Table
 from fedmutual.config import UserError
 from simulations import game_claims, game_pictures
 from simulations.game_arms import Measured, draw, interval, measure, method
-from simulations.game_cases import PRESETS, Case, Preset, Settings, preset
+from simulations.game_cases import Case, Preset, Settings, preset
 from simulations.game_dynamics import (
     Curve,
     benchmark,
@@ -249,21 +248,9 @@ def progress(found: Preset, seeds: list[int]) -> Iterator[Any]:
         yield lambda count: bar.advance(task, count)
 
 
-def game(
-    name: Annotated[str, typer.Argument(metavar="PRESET", help=f"{', '.join(PRESETS)}, or bench.")],
-    seeds: Annotated[
-        int | None, typer.Option(help="Games for each case; by default enough for a minute or two.")
-    ] = None,
-    settings: Annotated[
-        list[str] | None, typer.Option("-s", "--set", metavar="KEY=VALUE", help="Change a setting.")
-    ] = None,
-    out: Annotated[Path | None, typer.Option(help="Folder of the report; by default runs/game-PRESET-TIME.")] = None,
-    as_json: Annotated[
-        bool, typer.Option("--json", help='Print one object {"rows": [...]} instead of tables.')
-    ] = False,
-) -> None:
-    """The theory, exactly: equilibrium, Nash gap and divergence of every class, with figures."""
-    chosen = Settings.parse(settings or [])
+def command(name: str, seeds: int | None, settings: list[str], out: Path | None, as_json: bool) -> None:
+    """What `fedmutual game` does: play, write the report, print tables and claims, or rows as JSON."""
+    chosen = Settings.parse(settings)
     if name == "bench":
         return _print_bench(benchmark(), as_json)
     preset(name)
@@ -301,7 +288,3 @@ def _print_bench(rows: list[Row], as_json: bool) -> None:
             f"a loop over clients with autograd needs {row['autograd_seconds_per_game']:.1f} s for one game, "
             f"{row['ratio']:.0f} times as long"
         )
-
-
-if __name__ == "__main__":
-    typer.run(game)

@@ -6,13 +6,13 @@ from dataclasses import replace
 
 import pytest
 import torch
-from typer import Typer
 from typer.testing import CliRunner
 
 from fedmutual.config import UserError
 from fedmutual.learning.moments import denoising_losses
 from simulations import game_claims
-from simulations.game import game, run, write
+from simulations.cli import app
+from simulations.game import run, write
 from simulations.game_arms import Measured, draw, frechet_distances, interval
 from simulations.game_cases import PRESETS, Settings, geometric_counts, preset
 from simulations.game_controls import alone, auto_beta, copy_head, pooled, similar_peers, tuned_ridge
@@ -66,10 +66,8 @@ def test_one_seed_has_no_interval(tmp_path):
 
 
 def test_command_prints_one_object_and_nothing_else(tmp_path):
-    app = Typer()
-    app.command()(game)
     options = ["--seeds", "2", "-s", "iterations=5", "-s", "descent=50", "-s", "betas=0,1", "--json"]
-    result = CliRunner().invoke(app, ["case-two", *options, "--out", str(tmp_path)])
+    result = CliRunner().invoke(app, ["game", "case-two", *options, "--out", str(tmp_path)])
     assert result.exit_code == 0
     assert set(json.loads(result.stdout)) == {"rows"}
 
