@@ -178,6 +178,28 @@ def game(
 
 
 @app.command()
+def bench(
+    preset: Annotated[str, typer.Argument(help="The preset whose network and batch are timed.")] = "digits",
+    settings: Settings = None,
+    as_json: AsJson = False,
+) -> None:
+    """Time a local step beside a plain PyTorch loop with the same arithmetic."""
+    config = RunConfig.of(read_preset(preset), parse_assignments(settings or []))
+
+    from simulations.bench import bench as run
+
+    with progress("timing", 100, "%") as advance:
+        rows = run(config, advance)
+    if as_json:
+        return _print_json(rows)
+    table = Table("network", "batch", "peers", "ms a step", "bare loop", "ratio", box=None, padding=(0, 2, 0, 0))
+    for row in rows:
+        times = (f"{1e3 * row[key]:.3f}" for key in ("seconds", "bare_seconds"))
+        table.add_row(row["network"], str(row["batch"]), str(row["peers"]), *times, f"{row['ratio']:.2f}")
+    Console().print(table)
+
+
+@app.command()
 def credentials(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="A new folder for them.")],
     clients: Annotated[int, typer.Option(min=1, help="Clients that get a key pair.")],
