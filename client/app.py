@@ -9,19 +9,21 @@ import copy
 import json
 import time
 from functools import lru_cache
+from logging import ERROR
 from pathlib import Path
 
 import torch
 from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
-from torch import Tensor, nn
+from flwr.common.logger import log
+from torch import nn
 
-from client.store import Store
+from client.store import Busy, LostState, StaleRound, Store
 from fedmutual.config import RunConfig, UserError
 from fedmutual.data.sources import ClassData, load_class, num_classes
-from fedmutual.learning.igd import Peers, Player, held_out_loss, local_steps, make_process
+from fedmutual.learning.igd import Diverged, Peers, Player, held_out_loss, local_steps, make_process
 from fedmutual.networks import build
-from fedmutual.records import pack_network, pack_numbers, unpack_network
+from fedmutual.records import Network, Rejected, check_values, pack_network, pack_numbers, unpack_network
 
 NODE_SETTINGS = ("data", "data-path", "store", "device")
 
@@ -38,29 +40,47 @@ def hello(message: Message, context: Context) -> Message:
 
 @app.train()
 def train(message: Message, context: Context) -> Message:
-    """One round: restore, step against frozen peers, save, reply with the network and the numbers."""
+    """One round: restore, step against frozen peers, save, reply with the network and the numbers.
+
+    What a client raises is sent to the server as text. So errors that may speak of samples, such as how many
+    there are or the name of a file, stay in the client's own log.
+    """
+    try:
+        return _train(message, context)
+    except (UserError, Rejected, Diverged, StaleRound, Busy, LostState):
+        raise
+    except Exception as error:
+        log(ERROR, "training failed", exc_info=error)
+        raise RuntimeError(f"{type(error).__name__} at this client: its own log says more") from None
+
+
+def _train(message: Message, context: Context) -> Message:
     order = message.content.config_records["order"]
     config = RunConfig.of(json.loads(order["settings"]), _node_settings(context))
     y, attempt, round_ = class_of(context), int(order["attempt"]), int(order["round"])
     device = pick_device(config)
     data = _load(config, y, device)
     player = Player.start(build(config, tuple(data.train.shape[1:]), y).to(device), config)
+    initial = {name: tensor.detach().cpu().clone() for name, tensor in player.network.state_dict().items()}
     store = Store(store_root(config), str(order["run"]), y)
     with store.locked():
-        store.restore(player, attempt, round_, int(order["checkpointed"]))
-        peers = _peers(message.content, order, config, player.network)
+        if not store.restore(player, attempt, round_, int(order["checkpointed"])) and order["reported"]:
+            raise LostState(f"this client's state of round {order['reported']} is gone: restore its store")
+        peers = _peers(message.content, order, config, player.network, initial)
         process = make_process(config, device)
         started = time.perf_counter()
         steps = local_steps(player, data.train, peers, config, process, y, round_)
         seconds = time.perf_counter() - started
+        published = player.published()
+        # A state that the server would refuse is not kept: the next round starts from the last good one.
+        for network in (published, player.network.state_dict()):
+            check_values(network, initial, config.norm_bound)
         store.keep(player, attempt, round_, int(order["checkpointed"]))
-    published = player.published()
     numbers = {
         "class": y,
         "attempt": attempt,
         "round": round_,
         "step": player.step,
-        "samples": steps.samples,
         "loss": steps.loss,
         "mutual": steps.mutual,
         "gradient-norm": steps.gradient_norm,
@@ -114,22 +134,26 @@ def _load(config: RunConfig, y: int, device: torch.device) -> ClassData:
     """This client's samples on the device, in the run's dtype; kept for the rounds that this process serves.
 
     Raises:
-        UserError: there is no class y, or this client was not told where its data lie.
+        UserError: there is no class y, or its data are not told of or cannot be used.
     """
     if config.data in ("npz", "folder") and not config.data_path:
         raise UserError('this client has no data: start it with data-path="/path/to/them" in --node-config')
     if y >= num_classes(config):
         raise UserError(f"partition-id = {y}, and the classes are 0..{num_classes(config) - 1}")
-    data, dtype = load_class(config, y), getattr(torch, config.dtype)
+    try:
+        data = load_class(config, y)
+    except UserError as error:
+        log(ERROR, "this client's data cannot be used: %s", error)
+        raise UserError("this client's data cannot be used: its own log says why") from None
+    dtype = getattr(torch, config.dtype)
     return ClassData(data.train.to(device, dtype), data.held_out.to(device, dtype))
 
 
-def _peers(content: RecordDict, order: ConfigRecord, config: RunConfig, own: nn.Module) -> Peers:
-    """The peers' networks, checked as the server checks replies, frozen beside `own`."""
-    like: dict[str, Tensor] = {name: tensor.cpu() for name, tensor in own.state_dict().items()}
+def _peers(content: RecordDict, order: ConfigRecord, config: RunConfig, own: nn.Module, initial: Network) -> Peers:
+    """The peers' networks, checked against an untrained one as the server checks replies, frozen beside `own`."""
     networks = []
     for name in order["peers"]:
         network = copy.deepcopy(own).eval().requires_grad_(False)
-        network.load_state_dict(unpack_network(content.array_records[name], like, config.norm_bound))
+        network.load_state_dict(unpack_network(content.array_records[name], initial, config.norm_bound))
         networks.append(network)
     return Peers(networks, list(order["weights"]))

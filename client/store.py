@@ -2,7 +2,7 @@
 
 Flower starts a fresh process for every message when deployed, and may run one client twice at once after a
 timeout, so the disk is the only truth. The store keeps the states that a server could come back to: the
-newest one that the server's last checkpoint covers, and all made since.
+newest ones that the server's last checkpoints cover, and all made since.
 """
 
 import fcntl
@@ -15,9 +15,16 @@ from torch import Tensor
 from fedmutual.checkpoint import load_newest, save
 from fedmutual.learning.igd import Player
 
+KEPT = 2
+"""States that the server's checkpoints cover; as many as it keeps checkpoints, should its last one be damaged."""
+
 
 class StaleRound(RuntimeError):
     """An order that this client has already carried out, or that an abandoned server sent."""
+
+
+class LostState(RuntimeError):
+    """The server holds a network of this class, and the store nothing it could come from."""
 
 
 class Busy(RuntimeError):
@@ -81,7 +88,7 @@ class Store:
         meta = {"attempt": attempt, "round": round_, "step": player.step}
         save(self.folder / f"round-{round_:06d}.safetensors", _pack(player), meta)
         covered = [path for path in self._files() if _round_of(path) <= checkpointed]
-        for path in covered[:-1]:
+        for path in covered[:-KEPT]:
             path.unlink()
 
 

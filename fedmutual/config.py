@@ -40,6 +40,7 @@ class RunConfig(BaseModel):
         frozen=True,
         extra="forbid",
         populate_by_name=True,
+        coerce_numbers_to_str=True,
     )
 
     # The run
@@ -135,6 +136,10 @@ class RunConfig(BaseModel):
             raise ValueError("stop must be below horizon")
         if self.sampling_steps > self.diffusion_steps:
             raise ValueError("sampling-steps must not exceed diffusion-steps")
+        if not self.multipliers or "0" in self.multipliers.replace(" ", "").split(","):
+            raise ValueError("multipliers must be numbers from 1, one for each level of the U-Net, such as 1,2,2,2")
+        if self.samples == 1:
+            raise ValueError("samples = 1 measures nothing: draw 2 or more of each class, or 0 for none")
         if (self.imbalance == "counts") != bool(self.counts):
             raise ValueError("imbalance = counts and the setting counts go together")
         return self

@@ -21,8 +21,8 @@ Network = dict[str, Tensor]
 """A network's state by names."""
 
 HELLO = ("class", "partitions")
-ORDER = ("settings", "run", "attempt", "round", "checkpointed", "peers", "weights")
-NUMBERS = ("class", "attempt", "round", "step", "samples", "loss", "mutual", "gradient-norm", "seconds")
+ORDER = ("settings", "run", "attempt", "round", "checkpointed", "reported", "peers", "weights")
+NUMBERS = ("class", "attempt", "round", "step", "loss", "mutual", "gradient-norm", "seconds")
 OPTIONAL_NUMBERS = ("held-out-loss", "count")
 
 
@@ -109,7 +109,7 @@ def unpack_numbers(content: RecordDict) -> dict[str, int | float]:
     for name, value in record.items():
         if isinstance(value, list) or not math.isfinite(value):
             raise Rejected(f"{name} = {value} is not a finite number")
-    for name in ("class", "attempt", "round", "step", "samples"):
+    for name in ("class", "attempt", "round", "step"):
         if not isinstance(record[name], int):
             raise Rejected(f"{name} = {record[name]} is not a whole number")
     return dict(record)

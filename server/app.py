@@ -62,6 +62,8 @@ def prepare(config: RunConfig, on_round: OnRound = lambda rows: None) -> MutualL
         UserError: settings that cannot work, or a run folder that is taken.
     """
     bank = Bank(config, sample_shape(config), num_classes(config))
+    if config.min_clients > bank.classes:
+        raise UserError(f"min-clients = {config.min_clients}, and there are {bank.classes} classes: lower it")
     return MutualLearning(config, bank, Journal(config, bank), on_round)
 
 

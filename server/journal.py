@@ -67,8 +67,11 @@ class Journal:
 
     def _reopen(self, config: RunConfig, bank: Bank) -> None:
         check_resumable(self.folder, config)
-        before = self.read_run()
-        self.run, self.attempt = before["run"], before["attempt"] + 1
+        try:
+            before = self.read_run()
+            self.run, self.attempt = before["run"], before["attempt"] + 1
+        except (KeyError, ValueError):
+            raise UserError(f"{self.folder / 'run.json'} is missing or damaged: restore it to resume") from None
         found = load_newest(self._checkpoints())
         if found:
             _, tensors, meta = found

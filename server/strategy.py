@@ -36,6 +36,7 @@ class MutualLearning(Strategy):
         self.round = journal.round
         self.first_round = journal.round + 1
         self.roster = Roster(bank.classes)
+        self.for_clients: dict[str, Any] = {}  # settings that a simulation gives its clients
         self.orders: dict[int, Message] = {}  # class -> this round's order
         self.fruitless = 0
 
@@ -55,15 +56,15 @@ class MutualLearning(Strategy):
             self.roster.greet(grid)
         nodes = self.roster.nodes
         pool = self._pool()
-        self.orders = {y: self._order(y, nodes[y], pool) for y in self._participants() if y in nodes}
+        self.orders = {y: self._order(y, nodes[y], pool) for y in self._participants(set(nodes))}
         self.started = time.monotonic()
         return list(self.orders.values())
 
-    def _participants(self) -> list[int]:
-        """The classes that take part: a share of all, drawn from (seed, round)."""
+    def _participants(self, present: set[int]) -> list[int]:
+        """The classes that take part: a share of all, of those that are there, drawn from (seed, round)."""
         count = max(1, round(self.config.participation * self.bank.classes))
         order = torch.randperm(self.bank.classes, generator=generator(self.config.seed, "server", self.round, "part"))
-        return sorted(order[:count].tolist())
+        return sorted([y for y in order.tolist() if y in present][:count])
 
     def _pool(self) -> dict[int, Entry]:
         """Who can be a peer: the classes that have reported; before anyone has, everyone as initialised."""
@@ -79,11 +80,12 @@ class MutualLearning(Strategy):
         if peers and config.exchange == "mean":
             records, weights = {"peer-mean": self.bank.mean(list(entries.values()), weights)}, [1.0]
         order = pack_order(
-            settings=json.dumps(config.settings()),
+            settings=json.dumps({**config.settings(), **self.for_clients}),
             run=self.journal.run,
             attempt=self.journal.attempt,
             round=self.round,
             checkpointed=self.journal.round,
+            reported=self.bank.entries[y].round if y in self.bank.entries else 0,
             peers=list(records),
             weights=weights,
         )
@@ -123,7 +125,7 @@ class MutualLearning(Strategy):
         except Rejected as rejected:
             return self._line(y, "rejected", str(rejected)) | {"bytes_up": received}
         fields = {"loss": "loss", "mutual": "mutual", "gradient-norm": "grad_norm", "held-out-loss": "held_out"}
-        fields |= {"samples": "samples", "seconds": "seconds", "count": "count"}
+        fields |= {"seconds": "seconds", "count": "count"}
         found = {field: numbers[name] for name, field in fields.items() if name in numbers}
         return self._line(y, "ok", "") | {"bytes_up": received} | found
 
@@ -131,7 +133,7 @@ class MutualLearning(Strategy):
         if status in ("error", "rejected", "missing"):
             log(WARNING, "round %d, class %d: %s: %s", self.round, y, status, reason)
         sent = size_of(self.orders[y].content) if y in self.orders else 0
-        numbers = dict.fromkeys(("loss", "mutual", "grad_norm", "held_out", "samples", "seconds"))
+        numbers = dict.fromkeys(("loss", "mutual", "grad_norm", "held_out", "seconds"))
         line = {"round": self.round, "class": y, "status": status, "reason": reason}
         return line | numbers | {"bytes_down": sent, "bytes_up": 0}
 

@@ -1,6 +1,7 @@
 """Starts Flower's simulation engine: Ray runs the clients, one CPU each, GPU shares where there is a GPU."""
 
 import logging
+import math
 import os
 import time
 from pathlib import Path
@@ -41,6 +42,10 @@ class Simulation:
         self.gpus = _gpus(config, gpus)
         self.counts = training_counts(config)
         self.strategy = prepare(config)
+        if not config.store:
+            self.strategy.for_clients["store"] = str(self.strategy.journal.folder / "clients")
+        if not self.gpus:
+            self.strategy.for_clients["device"] = "cpu"
 
     def run(self, on_round: OnRound = lambda rows: None) -> Path:
         """Train the rounds that are left; the run folder.
@@ -71,6 +76,8 @@ class Simulation:
 
         # What matters of Flower's log is in the history; its traceback for every failing client is not wanted.
         logging.getLogger("flwr").setLevel(logging.CRITICAL)
+        # A GPU takes whole clients: as many as make `at_once` of them over all GPUs.
+        share = 1 / math.ceil(self.at_once / self.gpus) if self.gpus else 0
         resources = {"num_cpus": self.at_once, "num_gpus": self.gpus}
         run_simulation(
             server,
@@ -78,7 +85,7 @@ class Simulation:
             num_supernodes=self.classes,
             backend_config={
                 "init_args": {**resources, "log_to_driver": False, "logging_level": "CRITICAL"},
-                "client_resources": {"num_cpus": 1, "num_gpus": self.gpus / self.at_once},
+                "client_resources": {"num_cpus": 1, "num_gpus": share},
             },
         )
 
@@ -87,6 +94,8 @@ def _gpus(config: RunConfig, wanted: int) -> int:
     there = torch.cuda.device_count() if pick_device(config).type == "cuda" else 0
     if wanted > there:
         raise UserError(f"--gpus {wanted}, and torch sees {there} to use here")
+    if wanted == 0 and config.device == "cuda":
+        raise UserError("--gpus 0 leaves device = cuda nothing to run on: use device = auto or cpu")
     return there if wanted < 0 else wanted
 
 

@@ -49,6 +49,8 @@ def read_networks(folder: Path, which: str = "last") -> tuple[int, dict[int, Net
     _, tensors, meta = newest
     if which != "last":
         wanted = str(meta["best"][0]) if which == "best" else which
+        if wanted == "0":
+            raise UserError("no round had a reply of every class, so none is best: use --round last")
         rounds = {str(int(file.stem.removeprefix("round-"))): file for file in files}
         if wanted not in rounds:
             raise UserError(f"no checkpoint of round {wanted}: there are {', '.join(rounds)}, last and best")

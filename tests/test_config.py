@@ -68,6 +68,8 @@ def test_settings_survive_a_round_trip_through_toml(settings):
         (["imbalance=counts"], "go together"),
         (["participation=0"], "setting participation"),
         (["ema=1"], "setting ema"),
+        (["multipliers=1,0"], "multipliers"),
+        (["samples=1"], "measures nothing"),
     ],
 )
 def test_a_bad_setting_is_named_in_one_line(assignments, says):
@@ -91,3 +93,8 @@ def test_a_broken_file_of_settings_is_one_line(tmp_path):
     for path in (tmp_path / "a.toml", tmp_path / "none.toml"):
         with pytest.raises(UserError, match=path.name):
             read_settings(path)
+
+
+def test_a_number_where_text_is_meant_is_text():
+    settings = RunConfig.of(parse_assignments(["shape=64", "attention=8", "data-path=2024"]))
+    assert (settings.dims, settings.attention, settings.data_path) == ((64,), "8", "2024")

@@ -106,7 +106,7 @@ def test_steps_are_those_of_a_plain_loop(data, optimizer):
         torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-12)
     loss, pull, norm = (sum(column) / 6 for column in zip(*losses, strict=True))
     assert (measured.loss, measured.mutual, measured.gradient_norm) == pytest.approx((loss, pull, norm), rel=1e-9)
-    assert (measured.samples, player.step) == (48, 6)
+    assert player.step == 6
 
 
 def test_fixed_draws_descend_the_whole_empirical_loss(data):

@@ -50,8 +50,8 @@ def test_the_servers_word_on_paths_gives_way_to_the_clients(dataless, private, t
     ("node_config", "says"),
     [
         ({"partition_id": 0}, 'this client has no data: start it with data-path="/path/to/them"'),
-        ({"partition_id": 0, "data_path": "/nowhere.npz"}, "/nowhere.npz is missing: set data-path"),
-        ({"partition_id": 0, "data_path": "/nowhere", "data": "folder"}, "/nowhere is missing: set data-path"),
+        ({"partition_id": 0, "data_path": "/nowhere.npz"}, "its own log says why"),
+        ({"partition_id": 0, "data_path": "/nowhere", "data": "folder"}, "its own log says why"),
         ({"partition_id": 0, "data_path": "/nowhere", "data": "files"}, "setting data = 'files'"),
         ({"partition_id": 0, "device": "tpu"}, "setting device = 'tpu'"),
     ],

@@ -24,7 +24,7 @@ from fedmutual.records import (
 )
 
 LIKE = {"w": torch.ones(2, 3), "b": torch.zeros(3), "k": torch.tensor(1.0)}
-GOOD = {"class": 1, "attempt": 1, "round": 2, "step": 6, "samples": 8, "loss": 0.5, "mutual": 0.1}
+GOOD = {"class": 1, "attempt": 1, "round": 2, "step": 6, "loss": 0.5, "mutual": 0.1}
 GOOD |= {"gradient-norm": 1.0, "seconds": 0.1}
 
 

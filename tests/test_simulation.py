@@ -92,6 +92,7 @@ def _check_run_folder(folder):
     assert (run["status"], run["attempt"], run["clients_at_once"]) == ("done", 3, 1)
     assert run["training_counts"][0] == 20
     assert run["overhead"] > 1
+    assert len(list((folder / "clients").glob("*/class-*"))) == 10
     assert (folder / "report.html").stat().st_size > 10_000
     assert len(list((folder / "samples").glob("class-*.png"))) == 10
 
@@ -118,6 +119,7 @@ def test_a_simulation_in_which_nobody_gets_through_says_so_and_fails(tmp_path):
         (["simulate", "digits", "--cpus", "-1"], "Invalid value for '--cpus'"),
         (["simulate", "digits", "-s", "device=cuda"], "device = cuda"),
         (["simulate", "digits", "-s", "head-count=5000"], "head-count"),
+        (["simulate", "digits", "-s", "min-clients=11"], "min-clients = 11"),
         (["simulate", "fashion"], "data-path"),
         (["simulate", "fashion", "-s", "data-path=/nowhere.npz"], "/nowhere.npz"),
         (["simulate", "--resume", "/nowhere"], "/nowhere holds no run to resume"),

@@ -76,7 +76,7 @@ def test_a_new_attempt_goes_back_to_what_the_server_remembers(store):
     again = player()
     assert store.restore(again, attempt=2, round_=3, checkpointed=2) == 2
     assert again.step == steps[2]
-    assert files(store) == [2]
+    assert files(store) == [1, 2]
 
 
 def test_states_that_no_server_can_ask_for_are_dropped(store):
@@ -84,7 +84,7 @@ def test_states_that_no_server_can_ask_for_are_dropped(store):
         store.keep(player(), attempt=1, round_=round_, checkpointed=0)
     assert files(store) == [1, 2, 4, 7]
     store.keep(player(), attempt=1, round_=8, checkpointed=5)
-    assert files(store) == [4, 7, 8]
+    assert files(store) == [2, 4, 7, 8]
 
 
 def test_a_damaged_state_costs_one_round_and_no_more(store):

@@ -78,7 +78,6 @@ class Steps:
     loss: float
     mutual: float
     gradient_norm: float
-    samples: int
 
 
 class Batch(NamedTuple):
@@ -207,7 +206,7 @@ def local_steps(
     if not finite.all():
         first = int(finite.long().argmin()) + 1
         raise Diverged(f"class {y}, round {round_}, local step {first}: the loss is no longer finite")
-    return Steps(float(loss.mean()), float(mutual.mean()), float(norm.mean()), len(measured) * len(batch.x))
+    return Steps(float(loss.mean()), float(mutual.mean()), float(norm.mean()))
 
 
 def _step(player: Player, parameters: list[Tensor], batch: Batch, beta: float, config: RunConfig) -> tuple[Tensor, ...]:
