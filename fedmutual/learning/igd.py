@@ -213,7 +213,8 @@ def _step(player: Player, parameters: list[Tensor], batch: Batch, beta: float, c
     """One update; returns (denoising loss, mutual loss, gradient norm before clipping) as scalars on the device."""
     output = player.network(batch.x, batch.t)
     own = denoising_loss(output, batch.target, batch.denoising).mean()
-    pull = mutual_loss(output, output if batch.peer_mean is None else batch.peer_mean, batch.mutual).mean()
+    alone = batch.peer_mean is None
+    pull = own.new_zeros(()) if alone else mutual_loss(output, batch.peer_mean, batch.mutual).mean()
     player.optimizer.zero_grad()
     (own + beta * pull).backward()
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
