@@ -22,13 +22,13 @@ PRESETS = Path(__file__).parent / "presets"
 app = typer.Typer(
     add_completion=False,
     no_args_is_help=True,
-    rich_markup_mode=None,
     help="Federated training of diffusion models that is fair to rare classes.",
 )
 
 Settings = Annotated[list[str] | None, typer.Option("-s", "--set", metavar="KEY=VALUE", help="Change a setting.")]
 AsJson = Annotated[bool, typer.Option("--json", help='Print one object {"rows": [...]} instead of tables.')]
-RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run.")]
+RunFolder = Annotated[Path, typer.Argument(metavar="RUN")]
+Preset = Annotated[str, typer.Argument()]
 Which = Annotated[str, typer.Option("--round", help="Checkpoint: last, best, or a round's number.")]
 
 
@@ -37,9 +37,14 @@ def main() -> None:
     try:
         if app(standalone_mode=False) == 130:  # what typer makes of Ctrl-C
             raise KeyboardInterrupt
+    except click.exceptions.NoArgsIsHelpError:  # the help is printed by now
+        sys.exit(2)
     except (UserError, click.ClickException) as error:
         stop(error.format_message() if isinstance(error, click.ClickException) else str(error), 2)
-    except (KeyboardInterrupt, click.Abort, SystemExit):  # Ray turns SIGTERM into SystemExit
+    except (KeyboardInterrupt, click.Abort, SystemExit) as error:
+        if isinstance(error.__context__, BrokenPipeError):  # a reader such as `head` has seen enough
+            raise
+        # Ray turns SIGTERM into SystemExit.
         stop("interrupted: what was checkpointed is kept, and simulate --resume DIR continues a run", 130)
     except (RuntimeError, OSError) as error:
         stop(str(error), 1)
@@ -54,7 +59,7 @@ def stop(message: str, code: int) -> None:
 
 @app.command()
 def simulate(
-    preset: Annotated[str, typer.Argument(help="A preset's name (see `fedmutual presets`) or a TOML file.")] = "digits",
+    preset: Preset = "digits",
     settings: Settings = None,
     out: Annotated[Path | None, typer.Option(help="Run folder; by default runs/PRESET-TIME.")] = None,
     resume: Annotated[
@@ -64,7 +69,10 @@ def simulate(
     gpus: Annotated[int, typer.Option(min=-1, help="GPUs they share; -1: all there are.")] = -1,
     as_json: AsJson = False,
 ) -> None:
-    """Train a federation on this machine, one client a class, then sample, measure and report."""
+    """Train a federation on this machine, one client a class, then sample, measure and report.
+
+    PRESET is the name of a preset (`fedmutual presets` lists them) or the path of a TOML file of settings.
+    """
     changes = parse_assignments(settings or [])
     if resume:
         if out:
@@ -120,11 +128,14 @@ def sample(
 
 @app.command()
 def report(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Folders of runs, to lay side by side.")],
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...")],
     out: Annotated[Path | None, typer.Option(help="The page; by default report.html in the first run.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Write one self-contained page about a run, or several side by side."""
+    """Write one self-contained page about a run, or several side by side.
+
+    RUN is the folder that a run wrote.
+    """
     _report(runs, out or runs[0] / "report.html", as_json)
 
 
@@ -161,9 +172,7 @@ def settings(as_json: AsJson = False) -> None:
 
 @app.command()
 def game(
-    preset: Annotated[
-        str, typer.Argument(help="case-one, case-two, overlap, overlap-2d, many, phase; or bench, for its speed.")
-    ],
+    preset: Annotated[str, typer.Argument()],
     seeds: Annotated[
         int | None, typer.Option(help="Games for each case; by default enough for a minute or two.")
     ] = None,
@@ -171,7 +180,10 @@ def game(
     out: Annotated[Path | None, typer.Option(help="Folder of the report; by default runs/game-PRESET-TIME.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """The theory, exactly: equilibrium, Nash gap and divergence of every class, with figures."""
+    """The theory, exactly: equilibrium, Nash gap and divergence of every class, with figures.
+
+    PRESET is case-one, case-two, overlap, overlap-2d, many or phase; or bench, for its speed.
+    """
     from simulations.game import command
 
     command(preset, seeds, settings or [], out, as_json)
@@ -179,11 +191,14 @@ def game(
 
 @app.command()
 def bench(
-    preset: Annotated[str, typer.Argument(help="The preset whose network and batch are timed.")] = "digits",
+    preset: Preset = "digits",
     settings: Settings = None,
     as_json: AsJson = False,
 ) -> None:
-    """Time a local step beside a plain PyTorch loop with the same arithmetic."""
+    """Time a local step beside a plain PyTorch loop with the same arithmetic.
+
+    Network and batch are those of PRESET.
+    """
     config = RunConfig.of(read_preset(preset), parse_assignments(settings or []))
 
     from simulations.bench import bench as run
@@ -201,13 +216,16 @@ def bench(
 
 @app.command()
 def credentials(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A new folder for them.")],
+    folder: Annotated[Path, typer.Argument(metavar="DIR")],
     clients: Annotated[int, typer.Option(min=1, help="Clients that get a key pair.")],
     host: Annotated[
         list[str] | None, typer.Option(help="Name or address of the SuperLink beside localhost; may be repeated.")
     ] = None,
 ) -> None:
-    """Write a CA, a server certificate and one key pair a client, for a federation on separate machines."""
+    """Write a CA, a server certificate and one key pair a client, for a federation on separate machines.
+
+    DIR is a new folder for them.
+    """
     from simulations.credentials import write_credentials
 
     for files, place in write_credentials(folder, clients, host or []):

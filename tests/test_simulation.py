@@ -151,3 +151,17 @@ def test_lists_are_for_people_and_for_scripts():
         shown = fedmutual(command).stdout
         assert all(row[key] in shown for row in rows)
         assert all(row["about"] for row in rows)
+
+
+def test_a_reader_that_has_seen_enough_is_no_error():
+    """As in `fedmutual settings | head -1`: the pipe is closed before anything is written."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = subprocess.run([COMMAND, "--help"], stdout=writing, stderr=subprocess.PIPE, text=True, timeout=60)
+    os.close(writing)
+    assert done.stderr == ""
+
+
+def test_help_tells_what_the_arguments_are():
+    assert "PRESET is the name of a preset" in " ".join(fedmutual("simulate", "--help").stdout.split())
+    assert fedmutual().returncode == 2
