@@ -16,6 +16,7 @@ import torch
 from fedmutual.checkpoint import load_newest, save, write_atomic
 from fedmutual.config import RunConfig, UserError, read_settings, write_settings
 from fedmutual.data.sources import class_names
+from fedmutual.records import Network
 from server.bank import Bank
 
 MAY_CHANGE = {"rounds", "resume", "out", "store", "device", "timeout", "data-path", "download", "checkpoint-every"}
@@ -72,20 +73,13 @@ class Journal:
             self.run, self.attempt = before["run"], before["attempt"] + 1
         except (KeyError, ValueError):
             raise UserError(f"{self.folder / 'run.json'} is missing or damaged: restore it to resume") from None
-        found = load_newest(self._checkpoints())
+        found = load_newest(checkpoints(self.folder))
         if found:
             _, tensors, meta = found
-            networks: dict[int, dict[str, torch.Tensor]] = {}
-            for name, tensor in tensors.items():
-                y, _, parameter = name.partition("/")
-                networks.setdefault(int(y), {})[parameter] = tensor
-            bank.restore({y: (network, meta["rounds"][str(y)]) for y, network in networks.items()})
+            bank.restore({y: (network, meta["rounds"][str(y)]) for y, network in networks_in(tensors).items()})
             self.round, self.best = meta["round"], tuple(meta["best"])
         kept = [line for line in read_history(self.folder) if line["round"] <= self.round]
         write_atomic(self.folder / "history.jsonl", "".join(json.dumps(line) + "\n" for line in kept).encode())
-
-    def _checkpoints(self) -> list[Path]:
-        return sorted((self.folder / "checkpoints").glob("round-*.safetensors"))
 
     def append(self, lines: list[dict[str, Any]]) -> None:
         """Add a round's lines to the history."""
@@ -100,7 +94,7 @@ class Journal:
         rounds = {str(y): entry.round for y, entry in bank.entries.items()}
         save(checkpoint_path(self.folder, round_), tensors, {"round": round_, "rounds": rounds, "best": self.best})
         self.round = round_
-        for path in self._checkpoints()[:-KEPT]:
+        for path in checkpoints(self.folder)[:-KEPT]:
             if path != checkpoint_path(self.folder, self.best[0]):
                 path.unlink()
 
@@ -120,6 +114,20 @@ def run_folder(config: RunConfig) -> Path:
         return Path(config.out).expanduser().resolve()
     stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
     return Path.home() / ".fedmutual" / "runs" / f"{config.data}-{stamp}"
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """The checkpoints of the run in `folder`, oldest first."""
+    return sorted((folder / "checkpoints").glob("round-*.safetensors"))
+
+
+def networks_in(tensors: dict[str, torch.Tensor]) -> dict[int, Network]:
+    """{class: network} of a checkpoint, whose tensors are named `<class>/<parameter>`."""
+    networks: dict[int, Network] = {}
+    for name, tensor in tensors.items():
+        y, _, parameter = name.partition("/")
+        networks.setdefault(int(y), {})[parameter] = tensor
+    return networks
 
 
 def checkpoint_path(folder: Path, round_: int) -> Path:

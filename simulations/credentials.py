@@ -5,6 +5,7 @@ key pair, whose public half is registered at the SuperLink; `flower-supernode` r
 """
 
 import os
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from ipaddress import ip_address
 from pathlib import Path
@@ -64,10 +65,8 @@ def write_credentials(folder: Path, clients: int, hosts: list[str]) -> list[tupl
 
 
 def _alternative_name(host: str) -> x509.GeneralName:
-    try:
+    with suppress(ValueError):  # what is no address may be a name
         return x509.IPAddress(ip_address(host))
-    except ValueError:
-        pass
     labels = host.split(".")
     if not all(label.replace("-", "").isalnum() and label.isascii() for label in labels):
         raise UserError(f"--host {host!r} is neither a name nor an address: such as fed.example.org or 10.0.0.7")

@@ -21,6 +21,7 @@ from fedmutual.learning.igd import make_process
 from fedmutual.networks import build
 from fedmutual.records import Network
 from fedmutual.seeds import generator
+from server.journal import checkpoints, networks_in
 
 OnClass = Callable[[int], None]
 
@@ -42,7 +43,7 @@ def read_networks(folder: Path, which: str = "last") -> tuple[int, dict[int, Net
     Raises:
         UserError: there is no such checkpoint, or it is damaged.
     """
-    files = sorted((folder / "checkpoints").glob("round-*.safetensors"))
+    files = checkpoints(folder)
     newest = load_newest(files)
     if newest is None:
         raise UserError(f"{folder} holds no whole checkpoint: let the run finish a round first")
@@ -58,11 +59,7 @@ def read_networks(folder: Path, which: str = "last") -> tuple[int, dict[int, Net
             tensors, meta = load(rounds[wanted])
         except CheckpointError as error:
             raise UserError(str(error)) from None
-    networks: dict[int, Network] = {}
-    for name, tensor in tensors.items():
-        y, _, parameter = name.partition("/")
-        networks.setdefault(int(y), {})[parameter] = tensor
-    return meta["round"], networks
+    return meta["round"], networks_in(tensors)
 
 
 def draw_samples(

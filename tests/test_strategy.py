@@ -296,17 +296,22 @@ def test_a_run_is_resumed_only_as_what_it_was(small, tmp_path, change, says):
         prepare(small(resume=True, **change))
 
 
-def test_a_damaged_checkpoint_costs_one_round(small, tmp_path):
-    config = small(rounds=4)
-    expected = networks(federate(small(rounds=4, out=str(tmp_path / "b"), store=str(tmp_path / "c"))))
-    federate(config)
+def resumed_without_the_fourth_checkpoint(config):
+    """The bank of a run whose newest checkpoint, of round 4, was cut short before it was resumed."""
     newest = checkpoint_path(Path(config.out), 4)
     newest.write_bytes(newest.read_bytes()[:-9])
     strategy = prepare(config.but(resume=True))
     assert strategy.journal.round == 3
     serve(LocalGrid(range(10)), strategy)
+    return strategy.bank
+
+
+def test_a_damaged_checkpoint_costs_one_round(small, tmp_path):
+    config = small(rounds=4)
+    expected = networks(federate(small(rounds=4, out=str(tmp_path / "b"), store=str(tmp_path / "c"))))
+    federate(config)
     # The clients still held what round 3 left, because checkpoint 4 did not exist for them yet.
-    assert_same(networks(strategy.bank), expected)
+    assert_same(networks(resumed_without_the_fourth_checkpoint(config)), expected)
 
 
 def test_checkpoints_are_kept_for_the_last_rounds_and_the_best_one(small):
@@ -341,12 +346,7 @@ def test_a_damaged_checkpoint_that_clients_were_told_of_costs_one_round_too(smal
     stopped = []
     with pytest.raises(Stop):
         federate(config, LocalGrid(range(10), stop))
-    newest = checkpoint_path(Path(config.out), 4)
-    newest.write_bytes(newest.read_bytes()[:-9])
-    strategy = prepare(config.but(resume=True))
-    assert strategy.journal.round == 3
-    serve(LocalGrid(range(10)), strategy)
-    assert_same(networks(strategy.bank), expected)
+    assert_same(networks(resumed_without_the_fourth_checkpoint(config)), expected)
 
 
 def test_a_client_whose_store_is_gone_does_not_start_over_its_class(small):
