@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 import torchvision
-from torch import Tensor
+from torch import Tensor, nn
 
 from client.app import pick_device
 from fedmutual.checkpoint import CheckpointError, load, load_newest, write_atomic
@@ -62,6 +63,19 @@ def read_networks(folder: Path, which: str = "last") -> tuple[int, dict[int, Net
     return meta["round"], networks_in(tensors)
 
 
+def class_networks(folder: Path, which: str, device: torch.device) -> tuple[int, dict[int, nn.Module]]:
+    """(round, {class: its network, in evaluation mode on `device`}) of a run's checkpoint, as `read_networks`."""
+    config = run_config(folder)
+    shape = sample_shape(config)
+    round_, states = read_networks(folder, which)
+    networks = {}
+    for y, state in sorted(states.items()):
+        network = build(config, shape, y).to(device).eval().requires_grad_(False)
+        network.load_state_dict(state)
+        networks[y] = network
+    return round_, networks
+
+
 def draw_samples(
     folder: Path, count: int, which: str = "last", on_class: OnClass = lambda y: None
 ) -> dict[int, Tensor]:
@@ -69,11 +83,9 @@ def draw_samples(
     config = run_config(folder)
     device = pick_device(config)
     shape, process = sample_shape(config), make_process(config, device)
-    round_, networks = read_networks(folder, which)
+    round_, networks = class_networks(folder, which, device)
     samples = {}
-    for y, state in sorted(networks.items()):
-        network = build(config, shape, y).to(device)
-        network.load_state_dict(state)
+    for y, network in networks.items():
         drawn = sample(
             network,
             process,
