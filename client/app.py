@@ -56,10 +56,10 @@ def train(message: Message, context: Context) -> Message:
 
 def _train(message: Message, context: Context) -> Message:
     order = message.content.config_records["order"]
-    config = RunConfig.of(json.loads(order["settings"]), _node_settings(context))
+    config = RunConfig.of(json.loads(order["settings"]), node_settings(context))
     y, attempt, round_ = class_of(context), int(order["attempt"]), int(order["round"])
     device = pick_device(config)
-    data = _load(config, y, device)
+    data = own_data(config, y, device)
     player = Player.start(build(config, tuple(data.train.shape[1:]), y).to(device), config)
     initial = {name: tensor.detach().cpu().clone() for name, tensor in player.network.state_dict().items()}
     store = Store(store_root(config), str(order["run"]), y)
@@ -109,7 +109,7 @@ def class_of(context: Context) -> int:
     return y
 
 
-def _node_settings(context: Context) -> dict[str, str]:
+def node_settings(context: Context) -> dict[str, str]:
     return {key: str(context.node_config[key]) for key in NODE_SETTINGS if key in context.node_config}
 
 
@@ -130,7 +130,7 @@ def pick_device(config: RunConfig) -> torch.device:
 
 
 @lru_cache(maxsize=16)
-def _load(config: RunConfig, y: int, device: torch.device) -> ClassData:
+def own_data(config: RunConfig, y: int, device: torch.device) -> ClassData:
     """This client's samples on the device, in the run's dtype; kept for the rounds that this process serves.
 
     Raises:

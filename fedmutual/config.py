@@ -90,6 +90,9 @@ class RunConfig(BaseModel):
     schedule: Literal["constant", "cosine"] = Field("cosine", description="cosine: falls to 0 at the last round")
     warmup: Count = Field(0, description="steps over which the learning rate rises from 0")
     clip: NotNegative = Field(1.0, description="largest gradient norm; 0: no clipping")
+    weight_decay: NotNegative = Field(
+        0.0, description="decay of the parameters, in units of the learning rate (decoupled, as in AdamW)"
+    )
     ema: Fraction = Field(0.999, description="decay of the averaged network that is published; 0: the iterate")
     batch: Positive = Field(32, description="samples drawn for a step")
     draws: Literal["fresh", "fixed"] = Field(
@@ -109,6 +112,10 @@ class RunConfig(BaseModel):
         "networks",
         description="what a client receives: peers' networks, or one network with their mean parameters",
     )
+
+    # Methods to compare with
+    tau: NotNegative = Field(1.0, description="strength of CBDM's regulariser, whose weight is tau t / T")
+    proximal_mu: Greater = Field(0.01, description="mu of FedProx, whose clients add mu / 2 ||w - w_server||²")
 
     # Federation
     participation: Annotated[float, Field(gt=0, le=1)] = Field(1.0, description="share of clients in a round")

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from flwr.app import ArrayRecord, RecordDict
@@ -28,6 +29,11 @@ class Bank:
         self.config, self.shape, self.classes = config, shape, classes
         self.entries: dict[int, Entry] = {}
         self.like: Network = build(config, shape, 0).state_dict()
+
+    @property
+    def parameters(self) -> int:
+        """Numbers in all classes' networks together."""
+        return self.classes * sum(tensor.numel() for tensor in self.like.values())
 
     def initial(self, y: int) -> Entry:
         """Class y's network before training, which every holder of the seed can work out."""
@@ -61,6 +67,24 @@ class Bank:
         """The network of mean parameters, sum_k w_k theta_k: the mean of the peers where features are shared."""
         stacked = {name: torch.stack([peer.network[name] for peer in peers]) for name in self.like}
         return pack_network({name: _weighted(tensor, weights) for name, tensor in stacked.items()})
+
+
+class Made(NamedTuple):
+    network: Network
+    round: int
+
+
+class Shelf:
+    """Networks of a method without a bank, for its run folder: one a class, or those that all classes share."""
+
+    def __init__(self, shape: tuple[int, ...]):
+        self.shape = shape
+        self.entries: dict[int | str, Made] = {}
+        self.parameters = 0
+
+    def restore(self, networks: dict[int | str, tuple[Network, int]]) -> None:
+        """Fill the shelf from a checkpoint: {class or name: (network, round it was made in)}."""
+        self.entries = {name: Made(*made) for name, made in networks.items()}
 
 
 def _weighted(stacked: Tensor, weights: Sequence[float]) -> Tensor:

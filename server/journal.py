@@ -17,7 +17,7 @@ from fedmutual.checkpoint import load_newest, save, write_atomic
 from fedmutual.config import RunConfig, UserError, read_settings, write_settings
 from fedmutual.data.sources import class_names
 from fedmutual.records import Network
-from server.bank import Bank
+from server.bank import Bank, Shelf
 
 MAY_CHANGE = {"rounds", "resume", "out", "store", "device", "timeout", "data-path", "download", "checkpoint-every"}
 """Settings that a resumed run may change: they do not touch the rounds already done."""
@@ -33,7 +33,7 @@ class Journal:
     clients tell an abandoned server's orders; round: the last one done; best: (round, largest gradient norm).
     """
 
-    def __init__(self, config: RunConfig, bank: Bank):
+    def __init__(self, config: RunConfig, bank: Bank | Shelf):
         self.folder = run_folder(config)
         self.round, self.best = 0, (0, float("inf"))
         if config.resume:
@@ -44,7 +44,7 @@ class Journal:
         write_atomic(self.folder / "config.toml", write_settings(config.settings()).encode())
         self.write_run(attempt=self.attempt, status="running")
 
-    def _create(self, config: RunConfig, bank: Bank) -> None:
+    def _create(self, config: RunConfig, bank: Bank | Shelf) -> None:
         if (self.folder / "config.toml").exists():
             raise UserError(f"{self.folder} already holds a run: resume it, or choose another folder for out")
         try:
@@ -60,13 +60,13 @@ class Journal:
             class_names=class_names(config),
             training_counts=None,
             shape=list(bank.shape),
-            parameters=sum(tensor.numel() for tensor in bank.like.values()),
+            parameters=bank.parameters,
             versions=versions(),
             hardware=hardware(),
             started=datetime.now(UTC).isoformat(timespec="seconds"),
         )
 
-    def _reopen(self, config: RunConfig, bank: Bank) -> None:
+    def _reopen(self, config: RunConfig, bank: Bank | Shelf) -> None:
         check_resumable(self.folder, config)
         try:
             before = self.read_run()
@@ -86,7 +86,7 @@ class Journal:
         with (self.folder / "history.jsonl").open("a") as file:
             file.writelines(json.dumps(line) + "\n" for line in lines)
 
-    def checkpoint(self, bank: Bank, round_: int, gradient_norm: float) -> None:
+    def checkpoint(self, bank: Bank | Shelf, round_: int, gradient_norm: float) -> None:
         """Save the bank after `round_`; `gradient_norm` is max_y ||grad_y||, infinite when a class is missing."""
         if gradient_norm < self.best[1]:
             self.best = (round_, gradient_norm)
@@ -121,12 +121,16 @@ def checkpoints(folder: Path) -> list[Path]:
     return sorted((folder / "checkpoints").glob("round-*.safetensors"))
 
 
-def networks_in(tensors: dict[str, torch.Tensor]) -> dict[int, Network]:
-    """{class: network} of a checkpoint, whose tensors are named `<class>/<parameter>`."""
-    networks: dict[int, Network] = {}
+SHARED = "shared"
+"""In a checkpoint's place for a class: the one conditional network of all classes."""
+
+
+def networks_in(tensors: dict[str, torch.Tensor]) -> dict[int | str, Network]:
+    """{class: network} of a checkpoint, whose tensors are named `<class>/<parameter>`; see `SHARED`."""
+    networks: dict[int | str, Network] = {}
     for name, tensor in tensors.items():
-        y, _, parameter = name.partition("/")
-        networks.setdefault(int(y), {})[parameter] = tensor
+        place, _, parameter = name.partition("/")
+        networks.setdefault(int(place) if place.isdigit() else place, {})[parameter] = tensor
     return networks
 
 

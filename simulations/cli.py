@@ -45,7 +45,7 @@ def main() -> None:
         if isinstance(error.__context__, BrokenPipeError):  # a reader such as `head` has seen enough
             raise
         # Ray turns SIGTERM into SystemExit.
-        stop("interrupted: what was checkpointed is kept, and simulate --resume DIR continues a run", 130)
+        stop("interrupted: what was checkpointed is kept, and simulate --resume DIR or compare --out DIR goes on", 130)
     except (RuntimeError, OSError) as error:
         stop(str(error), 1)
 
@@ -171,6 +171,41 @@ def settings(as_json: AsJson = False) -> None:
 
 
 @app.command()
+def compare(
+    preset: Preset = "digits",
+    methods: Annotated[str, typer.Option(help="Names with commas between them, or all.")] = "all",
+    seeds: Annotated[int, typer.Option(help="Seeds of each method, from the setting seed on.")] = 5,
+    settings: Settings = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of the comparison, also one to go on with; by default a new one.")
+    ] = None,
+    cpus: Annotated[int, typer.Option(min=0, help="Cores to use; 0: all there are.")] = 0,
+    gpus: Annotated[int, typer.Option(min=-1, help="GPUs for federated arms; -1: all there are.")] = -1,
+    as_json: AsJson = False,
+) -> None:
+    """Train several methods on the same data, split and budget, over several seeds, and report.
+
+    PRESET is as in simulate. `-s METHOD.key=value` changes a setting of one method alone. An arm that is finished
+    is not run again, so that the same command goes on after a stop.
+    """
+    changes = {**read_preset(preset), **parse_assignments(settings or [])}
+    folder = out or Path("runs") / f"compare-{Path(preset).stem}-{datetime.now():%Y%m%d-%H%M%S}"
+
+    from simulations import compare as comparison  # Flower and torch take seconds to import
+    from simulations.report import write_report
+
+    made = comparison.plan(changes, methods, seeds, folder)
+    with progress("comparing", len(made.arms), "arms") as advance:
+        comparison.compare(made, cpus, gpus, advance)
+    page = write_report(made.places, folder / "report.html")
+    rows = comparison.summary(made)
+    if as_json:
+        return _print_json(rows)
+    print_comparison(rows)
+    print(f"report: {page}")
+
+
+@app.command()
 def game(
     preset: Annotated[str, typer.Argument()],
     seeds: Annotated[
@@ -292,6 +327,20 @@ def print_metrics(rows: list[dict[str, Any]]) -> None:
         cells = [values.get((run, metric, name)) for metric in metrics for run in runs]
         shown = ["" if value is None else f"{value:.3g}" for value in cells]
         table.add_row(name, str(counts.get(name, "")), *shown)
+    Console().print(table)
+
+
+def print_comparison(rows: list[dict[str, Any]]) -> None:
+    """A line a method: worst class and mean, and what it cost."""
+    metric = rows[0]["metric"] or "distance"
+    table = Table("method", "data", box=None, padding=(0, 2, 0, 0))
+    for column in (f"worst {metric}", f"mean {metric}", "parameters", "MB sent", "seconds"):
+        table.add_column(column, justify="right")
+    for row in rows:
+        shown = ["" if row[key] is None else f"{row[key]:.3g}" for key in ("worst", "mean")]
+        sent = (row["bytes_down"] + row["bytes_up"]) / 1e6
+        costs = [f"{row['parameters']:,.0f}", f"{sent:.3g}", f"{row['seconds_training']:.3g}"]
+        table.add_row(row["method"], row["data"], *shown, *costs)
     Console().print(table)
 
 

@@ -4,8 +4,9 @@ import logging
 import math
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 # Read when Flower and Ray are imported: nothing is reported to anybody, and no banner is printed.
 os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
@@ -15,6 +16,7 @@ os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 
 import torch
 from flwr.app import Context
+from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 from flwr.simulation import run_simulation
 
@@ -24,6 +26,17 @@ from fedmutual.config import RunConfig, UserError
 from fedmutual.data.sources import num_classes, training_counts
 from server.app import OnRound, prepare, serve
 from server.journal import read_history
+
+
+class App(NamedTuple):
+    """A federated method: how its strategy is made, how that is served, and what its clients run."""
+
+    prepare: Callable[[RunConfig], Any]
+    serve: Callable[[Grid, Any], None]
+    client: ClientApp
+
+
+MUTUAL = App(prepare, serve, client_app)
 
 
 class Simulation:
@@ -36,12 +49,13 @@ class Simulation:
         UserError: settings, data or a run folder that cannot work; found here, before anything is started.
     """
 
-    def __init__(self, config: RunConfig, cpus: int = 0, gpus: int = -1):
+    def __init__(self, config: RunConfig, cpus: int = 0, gpus: int = -1, app: App = MUTUAL):
+        self.app = app
         self.config, self.classes = config, num_classes(config)
         self.at_once = min(self.classes, cpus or len(os.sched_getaffinity(0)))
         self.gpus = _gpus(config, gpus)
         self.counts = training_counts(config)
-        self.strategy = prepare(config)
+        self.strategy = app.prepare(config)
         if not config.store:
             self.strategy.for_clients["store"] = str(self.strategy.journal.folder / "clients")
         if not self.gpus:
@@ -72,7 +86,7 @@ class Simulation:
 
         @server.main()
         def main(grid: Grid, context: Context) -> None:
-            serve(grid, self.strategy)
+            self.app.serve(grid, self.strategy)
 
         # What matters of Flower's log is in the history; its traceback for every failing client is not wanted.
         logging.getLogger("flwr").setLevel(logging.CRITICAL)
@@ -81,7 +95,7 @@ class Simulation:
         resources = {"num_cpus": self.at_once, "num_gpus": self.gpus}
         run_simulation(
             server,
-            client_app,
+            self.app.client,
             num_supernodes=self.classes,
             backend_config={
                 "init_args": {**resources, "log_to_driver": False, "logging_level": "CRITICAL"},

@@ -13,16 +13,17 @@ import torchvision
 from torch import Tensor, nn
 
 from client.app import pick_device
+from fedmutual.baselines.memory import Memory
 from fedmutual.checkpoint import CheckpointError, load, load_newest, write_atomic
 from fedmutual.config import RunConfig, UserError, read_settings
 from fedmutual.data.sources import load_class, load_test, num_classes, sample_shape
 from fedmutual.diffusion.sampling import sample
 from fedmutual.evaluation import class_metrics, summarise
 from fedmutual.learning.igd import make_process
-from fedmutual.networks import build
+from fedmutual.networks import OfClass, build, build_conditional
 from fedmutual.records import Network
 from fedmutual.seeds import generator
-from server.journal import checkpoints, networks_in
+from server.journal import SHARED, checkpoints, networks_in
 
 OnClass = Callable[[int], None]
 
@@ -41,9 +42,19 @@ def run_config(folder: Path) -> RunConfig:
 def read_networks(folder: Path, which: str = "last") -> tuple[int, dict[int, Network]]:
     """(round, {class: network}) of the checkpoint `which`: last, best (smallest gradient norm), or a round's number.
 
+    Where all classes share one conditional network, every class has that one.
+
     Raises:
         UserError: there is no such checkpoint, or it is damaged.
     """
+    round_, networks = _read(folder, which)
+    if SHARED in networks:
+        return round_, dict.fromkeys(range(num_classes(run_config(folder))), networks[SHARED])
+    return round_, networks
+
+
+def _read(folder: Path, which: str) -> tuple[int, dict[int | str, Network]]:
+    """(round, networks) of a checkpoint as it is laid out."""
     files = checkpoints(folder)
     newest = load_newest(files)
     if newest is None:
@@ -64,16 +75,29 @@ def read_networks(folder: Path, which: str = "last") -> tuple[int, dict[int, Net
 
 
 def class_networks(folder: Path, which: str, device: torch.device) -> tuple[int, dict[int, nn.Module]]:
-    """(round, {class: its network, in evaluation mode on `device`}) of a run's checkpoint, as `read_networks`."""
+    """(round, {class: its network}) of a run's checkpoint, as `read_networks`.
+
+    Each is (x, t) -> output, in evaluation mode on `device`, whatever the method: the class's own network, the
+    conditional one at the class's label, or the exact minimiser that `memory` stands for.
+    """
     config = run_config(folder)
-    shape = sample_shape(config)
-    round_, states = read_networks(folder, which)
-    networks = {}
+    shape, classes = sample_shape(config), num_classes(config)
+    round_, states = _read(folder, which)
+    if SHARED in states:
+        shared = _ready(build_conditional(config, shape, classes), states[SHARED], device)
+        return round_, {y: OfClass(shared, y).eval() for y in range(classes)}
+    networks: dict[int, nn.Module] = {}
     for y, state in sorted(states.items()):
-        network = build(config, shape, y).to(device).eval().requires_grad_(False)
-        network.load_state_dict(state)
-        networks[y] = network
+        if set(state) == {"samples"}:
+            networks[y] = Memory(state["samples"].to(device), config).eval()
+        else:
+            networks[y] = _ready(build(config, shape, y), state, device)
     return round_, networks
+
+
+def _ready(network: nn.Module, state: Network, device: torch.device) -> nn.Module:
+    network.load_state_dict(state)
+    return network.to(device).eval().requires_grad_(False)
 
 
 def draw_samples(

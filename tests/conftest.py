@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from flwr.app import Context, Error, Message, RecordDict
+from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
 from flwr.supercore.task_identity import TaskIdentity
 
@@ -39,13 +40,19 @@ Fault = Callable[[Message, Message], Message | list[Message] | None]
 
 
 class LocalGrid(Grid):
-    """Runs every order through the real ClientApp, one after the other, in a seeded order of its own.
+    """Runs every order through the real ClientApp (`client`), one after the other, in a seeded order of its own.
 
     `fault(order, reply)` may replace a reply, double it or lose it. `orders` and `replies` keep all that crossed.
     """
 
-    def __init__(self, classes: Iterable[int], fault: Fault = lambda order, reply: reply, seed: int = 0):
-        self.fault, self.shuffle = fault, random.Random(seed).shuffle
+    def __init__(
+        self,
+        classes: Iterable[int],
+        fault: Fault = lambda order, reply: reply,
+        seed: int = 0,
+        client: ClientApp = client_app,
+    ):
+        self.fault, self.shuffle, self.client = fault, random.Random(seed).shuffle, client
         self.contexts: dict[int, Context] = {}
         self.orders: list[Message] = []
         self.replies: list[Message] = []
@@ -76,7 +83,7 @@ class LocalGrid(Grid):
 
     def _run(self, order: Message) -> Message:
         try:
-            return client_app(order, self.contexts[order.metadata.dst_node_id])
+            return self.client(order, self.contexts[order.metadata.dst_node_id])
         except Exception as error:  # as Flower does: whatever a client raises becomes an error reply
             return Message(Error(code=2, reason=f"<class 'ClientAppException'>:<'{error}'>"), reply_to=order)
 

@@ -15,7 +15,7 @@ from flwr.app import Message, MessageType
 
 from fedmutual.baselines.central_igd import central_igd
 from fedmutual.config import RunConfig
-from fedmutual.data.sources import load_class
+from fedmutual.data.sources import ClassData, load_class
 from fedmutual.learning.igd import Peers, Player, local_steps, make_process
 from fedmutual.learning.objective import mutual_loss
 from fedmutual.networks import build
@@ -27,8 +27,9 @@ from simulations.results import read_networks
 @pytest.mark.parametrize("kind", ["mlp", "random-features"])
 def test_one_local_step_with_everyone_equals_simultaneous_igd_in_one_process(small, kind):
     config = small(rounds=4, local_steps=1, beta_rule="constant", network=kind, dtype="float64")
-    players = central_igd(config, [load_class(config, y).train.double() for y in range(10)])
-    central = {y: player.published() for y, player in enumerate(players)}
+    data = [load_class(config, y) for y in range(10)]
+    doubled = [ClassData(part.train.double(), part.held_out.double()) for part in data]
+    central = central_igd(config, doubled).networks
     assert_same(networks(federate(config)), central, rtol=1e-12, atol=1e-14)
 
 

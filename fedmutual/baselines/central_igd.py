@@ -1,28 +1,43 @@
-"""Simultaneous individual gradient descent of all classes in one process: the paper's Algorithm 1, centralised.
+"""`central-igd`: simultaneous individual gradient descent of all classes in one process, the paper's Algorithm 1.
 
-What the federated run must equal when everyone takes part and all peers are sent.
+Everyone sees everyone's published network of the step before: what a federated run with one local step must
+equal when everyone takes part and all peers are sent.
 """
 
 import copy
+import time
 
-from torch import Tensor
-
+from fedmutual.baselines import Data, OnRound, Trained, ignore
 from fedmutual.config import RunConfig
-from fedmutual.learning.igd import Peers, Player, local_steps, make_process
+from fedmutual.learning.igd import Peers, Player, held_out_loss, local_steps, make_process
 from fedmutual.networks import build
 
 
-def central_igd(config: RunConfig, data: list[Tensor]) -> list[Player]:
-    """`config.rounds` exchanges of `config.local_steps` steps; `data[y]: [n_y, *dims]` on the CPU."""
-    process = make_process(config)
-    shape = tuple(data[0].shape[1:])
-    players = [Player.start(build(config, shape, y), config) for y in range(len(data))]
-    for round_ in range(1, config.rounds + 1):
-        frozen = [copy.deepcopy(player.network).eval().requires_grad_(False) for player in players]
+def central_igd(config: RunConfig, data: Data, on_round: OnRound = ignore) -> Trained:
+    device, shape = data[0].train.device, tuple(data[0].train.shape[1:])
+    each_step = config.but(rounds=config.rounds * config.local_steps, local_steps=1)
+    process = make_process(config, device)
+    players = [Player.start(build(config, shape, y).to(device), each_step) for y in range(len(data))]
+    frozen = [copy.deepcopy(player.network).eval().requires_grad_(False) for player in players]
+    others = [[network for z, network in enumerate(frozen) if z != y] for y in range(len(data))]
+    peers = [Peers(rest, [1 / len(rest)] * len(rest)) if config.beta else Peers() for rest in others]
+    seconds = [0.0] * len(data)
+    for step in range(1, each_step.rounds + 1):
         for network, player in zip(frozen, players, strict=True):
             network.load_state_dict(player.published())
-        for y, player in enumerate(players):
-            others = [network for z, network in enumerate(frozen) if z != y]
-            peers = Peers(others, [1 / len(others)] * len(others)) if config.beta else Peers()
-            local_steps(player, data[y], peers, config, process, y, round_)
-    return players
+        rows = []
+        for y, (player, part) in enumerate(zip(players, data, strict=True)):
+            began = time.perf_counter()
+            steps = local_steps(player, part.train, peers[y], each_step, process, y, step)
+            seconds[y] += time.perf_counter() - began
+            rows.append({"class": y, "loss": steps.loss, "mutual": steps.mutual, "grad_norm": steps.gradient_norm})
+        if step % config.local_steps == 0:
+            round_ = step // config.local_steps
+            for y, (player, part) in enumerate(zip(players, data, strict=True)):
+                rows[y] |= {"seconds": seconds[y]}
+                if config.evaluate_every and round_ % config.evaluate_every == 0 and len(part.held_out):
+                    frozen[y].load_state_dict(player.published())
+                    rows[y]["held_out"] = held_out_loss(frozen[y], part.held_out, config, process, y)
+            seconds = [0.0] * len(data)
+            on_round(round_, rows)
+    return Trained({y: player.published() for y, player in enumerate(players)}, each_step.rounds)

@@ -42,10 +42,11 @@ class Player:
     @classmethod
     def start(cls, network: nn.Module, config: RunConfig) -> "Player":
         parameters = list(network.parameters())
+        options = {"lr": config.learning_rate, "weight_decay": config.weight_decay}
         if config.optimizer == "adam":
-            optimizer = torch.optim.Adam(parameters, lr=config.learning_rate, fused=True)
+            optimizer = torch.optim.AdamW(parameters, fused=True, **options)  # Adam where nothing decays
         else:
-            optimizer = torch.optim.SGD(parameters, lr=config.learning_rate)
+            optimizer = torch.optim.SGD(parameters, **options)
         return cls(network, optimizer, [parameter.detach().clone() for parameter in parameters])
 
     def published(self) -> dict[str, Tensor]:
@@ -130,6 +131,27 @@ def _batch(
     return Batch(x, t, target, peers.mean(x, t), denoising, mutual)
 
 
+def blocks(config: RunConfig, numbers: int) -> Iterator[tuple[int, int]]:
+    """(first step, steps) of the blocks that `config.local_steps` are drawn in; `numbers` in one sample."""
+    size = max(1, BLOCK // (config.batch * numbers))
+    for start in range(0, config.local_steps, size):
+        yield start, min(size, config.local_steps - start)
+
+
+def noised(x0: Tensor, peers: Peers, process: Process, config: RunConfig, rng: torch.Generator) -> Iterator[Batch]:
+    """The batches of some steps on their samples `x0: [steps * batch, *dims]`, each at a time and noise of its own."""
+    options = {"generator": rng, "device": x0.device}
+    if config.flips:
+        mirrored = torch.rand(len(x0), **options) < 0.5
+        x0 = torch.where(expand(mirrored, x0), x0.flip(-1), x0)
+    index = torch.randint(len(process), (len(x0),), **options)
+    noise = torch.randn(x0.shape, dtype=x0.dtype, **options)
+    flat = _batch(x0, index, noise, peers, process, config)
+    steps = len(x0) // config.batch
+    chunks = [part.split(config.batch) if part is not None else [None] * steps for part in flat]
+    yield from map(Batch._make, zip(*chunks, strict=True))
+
+
 def _fresh(
     data: Tensor,
     peers: Peers,
@@ -138,20 +160,9 @@ def _fresh(
     rng: torch.Generator,
 ) -> Iterator[Batch]:
     """Every step draws its own samples, times and noise; drawn and shown to the peers a block of steps at a time."""
-    block = max(1, BLOCK // (config.batch * data[0].numel()))
-    for start in range(0, config.local_steps, block):
-        steps = min(block, config.local_steps - start)
-        rows = steps * config.batch
-        options = {"generator": rng, "device": data.device}
-        x0 = data[torch.randint(len(data), (rows,), **options)]
-        if config.flips:
-            mirrored = torch.rand(rows, **options) < 0.5
-            x0 = torch.where(expand(mirrored, x0), x0.flip(-1), x0)
-        index = torch.randint(len(process), (rows,), **options)
-        noise = torch.randn(x0.shape, dtype=x0.dtype, **options)
-        flat = _batch(x0, index, noise, peers, process, config)
-        chunks = [part.split(config.batch) if part is not None else [None] * steps for part in flat]
-        yield from map(Batch._make, zip(*chunks, strict=True))
+    for _, steps in blocks(config, data[0].numel()):
+        rows = torch.randint(len(data), (steps * config.batch,), generator=rng, device=data.device)
+        yield from noised(data[rows], peers, process, config, rng)
 
 
 def _fixed(
@@ -201,11 +212,19 @@ def local_steps(
         torch.manual_seed(derive(config.seed, y, round_, "dropout"))
         for batch in batches:
             measured.append(_step(player, parameters, batch, beta, config))
+    return means(measured, f"class {y}, round {round_}")
+
+
+def means(measured: Sequence[tuple[Tensor, Tensor, Tensor]], where: str) -> Steps:
+    """What steps measured (loss, mutual term, gradient norm), read off the device at once.
+
+    Raises:
+        Diverged: at the first step of which something is not finite.
+    """
     loss, mutual, norm = (torch.stack(column).double().cpu() for column in zip(*measured, strict=True))
     finite = loss.isfinite() & mutual.isfinite() & norm.isfinite()
     if not finite.all():
-        first = int(finite.long().argmin()) + 1
-        raise Diverged(f"class {y}, round {round_}, local step {first}: the loss is no longer finite")
+        raise Diverged(f"{where}, local step {int(finite.long().argmin()) + 1}: the loss is no longer finite")
     return Steps(float(loss.mean()), float(mutual.mean()), float(norm.mean()))
 
 
@@ -215,8 +234,14 @@ def _step(player: Player, parameters: list[Tensor], batch: Batch, beta: float, c
     own = denoising_loss(output, batch.target, batch.denoising).mean()
     alone = batch.peer_mean is None
     pull = own.new_zeros(()) if alone else mutual_loss(output, batch.peer_mean, batch.mutual).mean()
+    norm = descend(player, parameters, own + beta * pull, config)
+    return own.detach(), pull.detach(), norm
+
+
+def descend(player: Player, parameters: list[Tensor], loss: Tensor, config: RunConfig) -> Tensor:
+    """One update of the player along the gradient of `loss`: clip, optimiser, average; the norm before clipping."""
     player.optimizer.zero_grad()
-    (own + beta * pull).backward()
+    loss.backward()
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
     norm = nn.utils.get_total_norm(gradients)
     if config.clip:
@@ -229,7 +254,7 @@ def _step(player: Player, parameters: list[Tensor], batch: Batch, beta: float, c
     with torch.no_grad():
         torch._foreach_lerp_(player.average, parameters, 1 - decay)
     player.step += 1
-    return own.detach(), pull.detach(), norm
+    return norm
 
 
 @torch.no_grad()

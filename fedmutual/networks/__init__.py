@@ -5,14 +5,14 @@
 """
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from fedmutual.config import RunConfig
 from fedmutual.networks.mlp import MLP
 from fedmutual.networks.random_features import RandomFeatures
 from fedmutual.seeds import derive
 
-__all__ = ["build"]
+__all__ = ["OfClass", "build", "build_conditional"]
 
 
 def build(config: RunConfig, shape: tuple[int, ...], y: int) -> nn.Module:
@@ -23,16 +23,43 @@ def build(config: RunConfig, shape: tuple[int, ...], y: int) -> nn.Module:
     Raises:
         UserError: a U-Net for samples that are not images.
     """
+    return _build(config, shape, "all" if config.shared_init else y, classes=0)
+
+
+def build_conditional(config: RunConfig, shape: tuple[int, ...], classes: int) -> nn.Module:
+    """One network for all classes before training, (x, t, y: [batch]) -> [batch, *dims].
+
+    Of the size of one class's network, plus what the label needs. Drawn from (seed, "all", 0, "network").
+
+    Raises:
+        UserError: as `build`.
+    """
+    return _build(config, shape, "all", classes)
+
+
+def _build(config: RunConfig, shape: tuple[int, ...], whose: int | str, classes: int) -> nn.Module:
     horizon = float(config.diffusion_steps) if config.process == "ddpm" else config.horizon
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(derive(config.seed, "all" if config.shared_init else y, 0, "network"))
+        torch.manual_seed(derive(config.seed, whose, 0, "network"))
         if config.network == "mlp":
-            network = MLP(shape, config.width, config.depth, horizon)
+            network = MLP(shape, config.width, config.depth, horizon, classes)
         elif config.network == "random-features":
-            network = RandomFeatures(shape, config.width, horizon)
+            network = RandomFeatures(shape, config.width, horizon, classes)
         else:
             from fedmutual.networks.unet import UNet  # diffusers takes seconds to import
 
             # DDPM's time is diffusers' timestep already; OU time is stretched over the same range.
-            network = UNet(shape, config, time_scale=1.0 if config.process == "ddpm" else 1000 / horizon)
+            time_scale = 1.0 if config.process == "ddpm" else 1000 / horizon
+            network = UNet(shape, config, time_scale, classes)
     return network.to(getattr(torch, config.dtype))
+
+
+class OfClass(nn.Module):
+    """A conditional network at one label, in the call shape of a class's own: (x, t) -> network(x, t, y)."""
+
+    def __init__(self, network: nn.Module, y: int):
+        super().__init__()
+        self.network, self.y = network, y
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        return self.network(x, t, torch.full((len(x),), self.y, device=x.device))

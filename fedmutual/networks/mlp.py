@@ -7,13 +7,21 @@ from torch import Tensor, nn
 
 
 class MLP(nn.Module):
-    """x: [batch, *dims], t: [batch] -> [batch, *dims].
+    """x: [batch, *dims], t: [batch] -> [batch, *dims]; with `classes`, labels y: [batch] come third.
 
-    The flattened input and the embedding of t / horizon enter the first of `depth` SiLU layers of `width`
-    units; layers after the first are residual.
+    The flattened input, the embedding of t / horizon and a learnt embedding of y enter the first of `depth`
+    SiLU layers of `width` units; layers after the first are residual.
     """
 
-    def __init__(self, shape: tuple[int, ...], width: int, depth: int, horizon: float, frequencies: int = 16):
+    def __init__(
+        self,
+        shape: tuple[int, ...],
+        width: int,
+        depth: int,
+        horizon: float,
+        classes: int = 0,
+        frequencies: int = 16,
+    ):
         super().__init__()
         size = math.prod(shape)
         # t / horizon in [0, 1] is seen at wave lengths from 2 down to 1/250: as finely as 1000 steps need.
@@ -21,10 +29,12 @@ class MLP(nn.Module):
         self.inner = nn.Linear(size + 2 * frequencies, width)
         self.hidden = nn.ModuleList(nn.Linear(width, width) for _ in range(depth - 1))
         self.outer = nn.Linear(width, size)
+        self.labels = nn.Embedding(classes, width) if classes else None
 
-    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+    def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
         phase = t[:, None] * self.rates
-        h = nn.functional.silu(self.inner(torch.cat([x.flatten(1), phase.sin(), phase.cos()], dim=1)))
+        h = self.inner(torch.cat([x.flatten(1), phase.sin(), phase.cos()], dim=1))
+        h = nn.functional.silu(h if self.labels is None else h + self.labels(y))
         for layer in self.hidden:
             h = h + nn.functional.silu(layer(h))
         return self.outer(h).view_as(x)

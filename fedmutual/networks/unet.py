@@ -10,14 +10,14 @@ from fedmutual.config import RunConfig, UserError
 
 
 class UNet(nn.Module):
-    """x: [batch, channels, height, width], t: [batch] -> the shape of x.
+    """x: [batch, channels, height, width], t: [batch] -> the shape of x; with `classes`, labels y: [batch] third.
 
     Width 128, multipliers 1,2,2,2, attention at 16 and depth 2 on 32x32 images is CBDM's network (35.7 M
     parameters). Images whose sides the levels do not divide are padded with zeros and cropped back, so that
     28x28 runs as 32x32 inside.
     """
 
-    def __init__(self, shape: tuple[int, ...], config: RunConfig, time_scale: float):
+    def __init__(self, shape: tuple[int, ...], config: RunConfig, time_scale: float, classes: int = 0):
         super().__init__()
         if len(shape) != 3:
             raise UserError(f"network = unet needs images, and samples here have shape {shape}: use mlp")
@@ -43,9 +43,10 @@ class UNet(nn.Module):
             flip_sin_to_cos=False,
             freq_shift=1,
             dropout=config.dropout,
+            num_class_embeds=classes or None,
         )
 
-    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+    def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
         height, width = x.shape[-2:]
         padded = nn.functional.pad(x, (0, self.padding[1], 0, self.padding[0]))
-        return self.unet(padded, (t * self.time_scale).to(torch.float32)).sample[..., :height, :width]
+        return self.unet(padded, (t * self.time_scale).to(torch.float32), class_labels=y).sample[..., :height, :width]

@@ -1,0 +1,74 @@
+"""The ClientApp of federated averaging: local steps on the one network that the server averages.
+
+The network is conditional and this client trains it at its own label. Nothing is kept between rounds.
+"""
+
+import json
+import time
+
+import torch
+from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
+from torch import nn
+
+from client.app import class_of, node_settings, own_data, pick_device
+from fedmutual.config import RunConfig
+from fedmutual.data.sources import num_classes
+from fedmutual.learning.igd import Peers, Player, held_out_loss, local_steps, make_process
+from fedmutual.networks import OfClass, build_conditional
+
+app = ClientApp()
+
+
+@app.train()
+def train(message: Message, context: Context) -> Message:
+    """One round: `local-steps` from the server's network; reply with where they led, and the listed numbers.
+
+    Flower's strategies weigh a client by `num-examples`, so that this method tells the server each class's size.
+    """
+    order = message.content.config_records["config"]
+    config = RunConfig.of(json.loads(order["settings"]), node_settings(context))
+    y, round_, device = class_of(context), int(order["server-round"]), pick_device(config)
+    data = own_data(config, y, device)
+    network = build_conditional(config, tuple(data.train.shape[1:]), num_classes(config)).to(device)
+    # Only parameters travel: buffers are the same everywhere, and their average would round.
+    network.load_state_dict(message.content.array_records["arrays"].to_torch_state_dict(), strict=False)
+    own = OfClass(network, y)
+    player = Player.start(own, config)
+    player.step = (round_ - 1) * config.local_steps  # which the learning rate goes by
+    if mu := float(order.get("proximal-mu", 0.0)):
+        add_proximal_term(network, mu)
+    process = make_process(config, device)
+    started = time.perf_counter()
+    steps = local_steps(player, data.train, Peers(), config, process, y, round_)
+    numbers = {
+        "class": y,
+        "num-examples": len(data.train),
+        "loss": steps.loss,
+        "gradient-norm": steps.gradient_norm,
+        "seconds": time.perf_counter() - started,
+    }
+    if config.evaluate_every and round_ % config.evaluate_every == 0 and len(data.held_out):
+        numbers["held-out-loss"] = held_out_loss(own, data.held_out, config, process, y)
+    reply = RecordDict({"arrays": pack_parameters(network), "numbers": MetricRecord(numbers)})
+    return Message(reply, reply_to=message)
+
+
+def add_proximal_term(network: nn.Module, mu: float) -> None:
+    """Add mu / 2 ||w - w_0||² to whatever loss is descended next, w_0 the parameters now (Li et al., 2020).
+
+    Its gradient mu (w - w_0) joins each parameter's as soon as that is there, ahead of clipping.
+    """
+
+    start = {parameter: parameter.detach().clone() for parameter in network.parameters()}
+
+    def pull_back(parameter: torch.Tensor) -> None:
+        parameter.grad.add_(parameter.detach() - start[parameter], alpha=mu)
+
+    for parameter in start:
+        parameter.register_post_accumulate_grad_hook(pull_back)
+
+
+def pack_parameters(network: nn.Module) -> ArrayRecord:
+    """A network's parameters, without its buffers, as an ArrayRecord."""
+    return ArrayRecord({name: parameter.detach().cpu() for name, parameter in network.named_parameters()})

@@ -1,0 +1,33 @@
+"""One class's network trained alone: what the controls are made of.
+
+The arm `isolated` of a comparison is the federated run with beta 0, which this equals.
+"""
+
+import time
+
+from fedmutual.baselines import Rows
+from fedmutual.config import RunConfig
+from fedmutual.data import ClassData
+from fedmutual.learning.igd import Peers, Player, held_out_loss, local_steps, make_process
+from fedmutual.networks import build
+
+
+def train_alone(config: RunConfig, data: ClassData, y: int) -> tuple[Player, Rows]:
+    """Class y's player after all rounds, and its line of each round."""
+    device = data.train.device
+    process = make_process(config, device)
+    player = Player.start(build(config, tuple(data.train.shape[1:]), y).to(device), config)
+    rows = []
+    for round_ in range(1, config.rounds + 1):
+        began = time.perf_counter()
+        steps = local_steps(player, data.train, Peers(), config, process, y, round_)
+        seconds = time.perf_counter() - began
+        rows.append({"class": y, "loss": steps.loss, "grad_norm": steps.gradient_norm, "seconds": seconds})
+    return player, rows
+
+
+def held_out(config: RunConfig, player: Player, data: ClassData, y: int) -> float:
+    """The denoising loss of a player's published network on class y's held-out samples."""
+    network = build(config, tuple(data.train.shape[1:]), y).to(data.train.device)
+    network.load_state_dict(player.published())
+    return held_out_loss(network, data.held_out, config, make_process(config, data.train.device), y)

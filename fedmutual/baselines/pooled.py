@@ -1,0 +1,35 @@
+"""`pooled`: one class-conditional diffusion model on all samples in one place, what sharing no data is measured by.
+
+Ho, Jain and Abbeel (2020) with a label. K classes make K times the steps of one class's network at the same
+batch, so that as many samples are seen in all; a class is seen as often as it has samples.
+"""
+
+from fedmutual.baselines import Data, OnRound, Trained, ignore
+from fedmutual.config import RunConfig
+from fedmutual.learning.conditional import Draw, Loss, Pool, by_sample, conditional_steps, denoising
+from fedmutual.learning.igd import Player, held_out_loss, make_process
+from fedmutual.networks import OfClass, build_conditional
+
+
+def pooled(config: RunConfig, data: Data, on_round: OnRound = ignore) -> Trained:
+    return train_conditional(config, data, by_sample, denoising, on_round)
+
+
+def train_conditional(config: RunConfig, data: Data, draw: Draw, loss: Loss, on_round: OnRound) -> Trained:
+    """One conditional network trained on `draw` and `loss`; its averaged parameters under the name `shared`."""
+    classes, device = len(data), data[0].train.device
+    together = config.but(local_steps=classes * config.local_steps)
+    process, pool = make_process(config, device), Pool.of([part.train for part in data])
+    player = Player.start(build_conditional(config, tuple(pool.samples.shape[1:]), classes).to(device), together)
+    published = build_conditional(config, tuple(pool.samples.shape[1:]), classes).to(device)
+    for round_ in range(1, config.rounds + 1):
+        conditional_steps(player, pool, draw, loss, together, process, round_)
+        rows = [{"class": y} for y in range(classes)]
+        if config.evaluate_every and round_ % config.evaluate_every == 0:
+            published.load_state_dict(player.published())
+            for y, part in enumerate(data):
+                if len(part.held_out):
+                    own = OfClass(published, y)
+                    rows[y]["held_out"] = held_out_loss(own, part.held_out, config, process, y)
+        on_round(round_, rows)
+    return Trained({"shared": player.published()}, config.rounds * config.local_steps)

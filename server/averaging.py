@@ -1,0 +1,169 @@
+"""Federated averaging as a method to compare with: Flower's own FedAvg and FedProx, and a run folder.
+
+One class-conditional network for all; each class's client trains it on its own samples.
+"""
+
+import json
+import time
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import FedAvg, FedProx
+from torch import Tensor
+
+from fedmutual.config import RunConfig
+from fedmutual.data.sources import num_classes, sample_shape
+from fedmutual.networks import build_conditional
+from fedmutual.records import size_of
+from server.bank import Made, Shelf
+from server.journal import SHARED, Journal
+from server.roster import RunFailed, reason_of
+from server.strategy import worst_gradient_norm
+
+ITERATE = "iterate"
+"""In a checkpoint: the parameters that the next round starts from; `SHARED` is their average over rounds."""
+
+
+class Recorded:
+    """What a strategy of Flower's lacks here, mixed into it: history, checkpoints, resuming, and an order of its own.
+
+    The averaging is Flower's. Samples come from the exponential average over rounds of what it yields, with the
+    decay ema^local-steps: the `ema` of the other methods at the only moments when there is one network.
+    """
+
+    def open(self, config: RunConfig) -> None:
+        """Make or reopen the run folder."""
+        self.config, self.classes = config, num_classes(config)
+        self.network = build_conditional(config, sample_shape(config), self.classes)
+        self.shelf = Shelf(sample_shape(config))
+        initial = {name: tensor.clone() for name, tensor in self.network.state_dict().items()}
+        start = {name: parameter.detach().clone() for name, parameter in self.network.named_parameters()}
+        self.shelf.entries = {SHARED: Made(initial, 0), ITERATE: Made(start, 0)}
+        self.shelf.parameters = sum(parameter.numel() for parameter in self.network.parameters())
+        self.journal = Journal(config, self.shelf)
+        self.done = self.journal.round
+        self.for_clients: dict[str, Any] = {}
+        self.on_round: Callable[[list[dict[str, Any]]], None] = lambda rows: None
+
+    def parameters(self) -> ArrayRecord:
+        """What the next round starts from."""
+        return ArrayRecord(self.shelf.entries[ITERATE].network)
+
+    def summary(self) -> None:
+        """Nothing to say: the run folder holds the settings."""
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Flower's orders, with rounds counted from the run's first one."""
+        self.started = time.monotonic()
+        orders = list(super().configure_train(self.done + server_round, arrays, config, grid))
+        self.sent = size_of(orders[0].content)
+        return orders
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """Flower's average of the replies, taken in the order of the classes, so that it rounds the same always.
+
+        Raises:
+            RunFailed: a client's reply is an error or missing, and the arm would no longer be comparable.
+        """
+        round_, replies = self.done + server_round, list(replies)
+        for reply in replies:
+            if reply.has_error():
+                raise RunFailed(f"round {round_}: a client failed: {reason_of(reply)}")
+        if len(replies) < self.classes:
+            raise RunFailed(f"round {round_}: {len(replies)} of {self.classes} clients replied in time")
+        replies.sort(key=lambda reply: reply.content["numbers"]["class"])
+        arrays, metrics = super().aggregate_train(round_, replies)
+        self._keep(arrays.to_torch_state_dict(), round_)
+        seconds = time.monotonic() - self.started
+        rows = [{**self._line(round_, reply), "round_seconds": seconds} for reply in replies]
+        self.journal.append(rows)
+        if round_ % self.config.checkpoint_every == 0 or round_ == self.config.rounds:
+            self.journal.checkpoint(self.shelf, round_, worst_gradient_norm(rows))
+        self.on_round(rows)
+        return arrays, metrics
+
+    def configure_evaluate(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Nothing: held-out losses come with the training replies."""
+        return []
+
+    def _keep(self, mean: dict[str, Tensor], round_: int) -> None:
+        step = round_ * self.config.local_steps - 1
+        decay = min(self.config.ema, (1 + step) / (10 + step)) ** self.config.local_steps
+        before = self.shelf.entries[SHARED].network
+        average = {name: torch.lerp(tensor, before[name], decay) for name, tensor in mean.items()}
+        self.shelf.entries = {SHARED: Made({**before, **average}, round_), ITERATE: Made(mean, round_)}
+
+    def _line(self, round_: int, reply: Message) -> dict[str, Any]:
+        numbers = reply.content["numbers"]
+        return {
+            "round": round_,
+            "class": numbers["class"],
+            "status": "ok",
+            "reason": "",
+            "loss": numbers["loss"],
+            "mutual": None,
+            "grad_norm": numbers["gradient-norm"],
+            "held_out": numbers.get("held-out-loss"),
+            "seconds": numbers["seconds"],
+            "bytes_down": self.sent,
+            "bytes_up": size_of(reply.content),
+        }
+
+
+class RecordedFedAvg(Recorded, FedAvg):
+    """McMahan et al., 2017: the mean of the clients' networks, weighted by their numbers of samples."""
+
+
+class RecordedFedProx(Recorded, FedProx):
+    """Li et al., 2020: the same mean; the clients add `proximal-mu` / 2 ||w - w_server||²."""
+
+
+def prepare_fedavg(config: RunConfig) -> RecordedFedAvg:
+    """Strategy and run folder.
+
+    Raises:
+        UserError: settings that cannot work, or a run folder that is taken.
+    """
+    return _opened(RecordedFedAvg(**_everyone(config)), config)
+
+
+def prepare_fedprox(config: RunConfig) -> RecordedFedProx:
+    """As `prepare_fedavg`."""
+    return _opened(RecordedFedProx(**_everyone(config), proximal_mu=config.proximal_mu), config)
+
+
+def _everyone(config: RunConfig) -> dict[str, Any]:
+    classes = num_classes(config)
+    return {"min_train_nodes": classes, "min_available_nodes": classes}
+
+
+def _opened(strategy: Any, config: RunConfig) -> Any:
+    strategy.open(config)
+    return strategy
+
+
+def serve(grid: Grid, strategy: Recorded) -> None:
+    """Train for `rounds` rounds, or what is left of them.
+
+    Raises:
+        RunFailed: a client's reply is an error or missing.
+    """
+    config, journal = strategy.config, strategy.journal
+    settings = json.dumps({**config.settings(), **strategy.for_clients})
+    orders = ConfigRecord({"settings": settings})
+    try:
+        left = config.rounds - strategy.done
+        strategy.start(grid, strategy.parameters(), num_rounds=left, timeout=config.timeout, train_config=orders)
+    except BaseException:
+        journal.write_run(status="stopped")
+        raise
+    journal.write_run(status="done")

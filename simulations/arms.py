@@ -1,0 +1,215 @@
+"""The methods of a comparison, and one *arm* of it: a method, trained on one seed into an ordinary run folder."""
+
+import json
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from client.app import pick_device
+from client.averaging import app as averaging_client
+from fedmutual.baselines import Data, OnRound, Rows, Trained
+from fedmutual.baselines.cbdm import cbdm
+from fedmutual.baselines.central_igd import central_igd
+from fedmutual.baselines.copy_head import copy_head
+from fedmutual.baselines.memory import memory
+from fedmutual.baselines.pooled import pooled
+from fedmutual.baselines.reweighted import reweighted
+from fedmutual.baselines.ridge import ridge
+from fedmutual.baselines.shared_igd import shared_igd
+from fedmutual.config import RunConfig
+from fedmutual.data import ClassData, load_class, num_classes, sample_shape, training_counts
+from server import averaging
+from server.bank import Made, Shelf
+from server.journal import Journal, read_history
+from simulations.federated import MUTUAL, App, Simulation
+from simulations.results import evaluate
+
+Baseline = Callable[[RunConfig, Data, OnRound], Trained]
+
+
+@dataclass(frozen=True)
+class Method:
+    """What can be compared.
+
+    about: one line; data: whether samples stay with their clients, are pooled, or the method is a control that
+    claims neither; how: a federated app, or a function that trains in this process; settings: what the method
+    changes in the comparison's settings; own: the settings that may be given for this method alone, which touch
+    neither data nor budget.
+    """
+
+    about: str
+    data: Literal["stays", "pooled", "control"]
+    how: App | Baseline
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    own: tuple[str, ...] = ()
+
+    @property
+    def federated(self) -> bool:
+        return isinstance(self.how, App)
+
+
+_FEDAVG = App(averaging.prepare_fedavg, averaging.serve, averaging_client)
+_FEDPROX = App(averaging.prepare_fedprox, averaging.serve, averaging_client)
+_RATES = ("learning-rate", "weight-decay")
+_GAME = ("beta", "beta-rule", "scarcity", "omega-weight", *_RATES)
+_PEERS = ("beta", "omega-weight", "peer-weights", "peers-per-round", "exchange", *_RATES)
+
+METHODS = {
+    "mutual-constant": Method(
+        "a network a class, pulled towards its peers by the same beta for all",
+        "stays",
+        MUTUAL,
+        {"beta-rule": "constant"},
+        _PEERS,
+    ),
+    "mutual-scarcity": Method(
+        "the same with beta r / (r + n): the more samples, the less pull",
+        "stays",
+        MUTUAL,
+        {"beta-rule": "scarcity"},
+        ("scarcity", *_PEERS),
+    ),
+    "isolated": Method("a network a class, each on its own (beta 0)", "stays", MUTUAL, {"beta": 0.0}, _RATES),
+    "fedavg": Method("one conditional network, averaged by Flower's FedAvg", "stays", _FEDAVG, {}, _RATES),
+    "fedprox": Method(
+        "the same by Flower's FedProx, clients held near the average", "stays", _FEDPROX, {}, ("proximal-mu", *_RATES)
+    ),
+    "pooled": Method("one conditional network on all samples in one place", "pooled", pooled, {}, _RATES),
+    "reweighted": Method("the same, every class drawn as often", "pooled", reweighted, {}, _RATES),
+    "cbdm": Method("the same as pooled with the loss of CBDM", "pooled", cbdm, {}, ("tau", *_RATES)),
+    "central-igd": Method(
+        "a network a class, peers exchanged at every step",
+        "pooled",
+        central_igd,
+        {},
+        _GAME,
+    ),
+    "shared-igd": Method(
+        "one conditional network, classes take turns, their peers its other labels",
+        "pooled",
+        shared_igd,
+        {},
+        _GAME,
+    ),
+    "ridge": Method(
+        "isolated with weight decay, each class's chosen by its held-out samples",
+        "control",
+        ridge,
+        {},
+        ("learning-rate",),
+    ),
+    "copy-head": Method("the largest class's network for every class", "control", copy_head, {}, _RATES),
+    "memory": Method("the training samples themselves as the generated ones", "control", memory),
+}
+"""By name, in the order of tables."""
+
+Progress = Callable[[int], None]
+"""Takes the last round done."""
+
+
+def run_arm(
+    method: str,
+    config: RunConfig,
+    folder: Path,
+    cpus: int = 0,
+    gpus: int = -1,
+    on_round: Progress = lambda round_: None,
+) -> None:
+    """Train `method` under `config` into `folder`, draw its samples and measure them; what is done is not done again.
+
+    A federated run that was cut short goes on where it was; any other starts anew. `config` holds the method's
+    own settings, as `simulations.compare` resolves them.
+
+    Raises:
+        UserError: settings or data that cannot work, or a folder that holds another run.
+        RunFailed, Diverged: the training failed.
+    """
+    kind = METHODS[method]
+    config = config.but(out=str(folder), resume=False)
+    if not is_trained(folder):
+        if kind.federated:
+            _federate(method, kind.how, config, folder, cpus, gpus, on_round)
+        else:
+            _train_here(method, kind.how, config, folder, on_round)
+    if config.samples and not (folder / "metrics.csv").exists():
+        evaluate(folder)
+
+
+def is_trained(folder: Path) -> bool:
+    """Whether an arm's training is over: its costs are the last thing that is written."""
+    path = folder / "run.json"
+    return path.exists() and "seconds_training" in json.loads(path.read_text())
+
+
+def is_finished(folder: Path, config: RunConfig) -> bool:
+    """Whether nothing of an arm is left to do."""
+    return is_trained(folder) and (not config.samples or (folder / "metrics.csv").exists())
+
+
+def _federate(method: str, app: App, config: RunConfig, folder: Path, cpus: int, gpus: int, on_round: Progress) -> None:
+    config = config.but(resume=(folder / "config.toml").exists())
+    simulation = Simulation(config, cpus, gpus, app)
+    journal = simulation.strategy.journal
+    journal.write_run(method=method)
+    simulation.run(lambda rows: on_round(rows[0]["round"]))
+    history = read_history(folder)
+    costs = {key: sum(line[key] for line in history) for key in ("bytes_down", "bytes_up")}
+    steps = config.rounds * config.local_steps
+    seconds = sum(line["seconds"] or 0.0 for line in history)
+    journal.write_run(**_budget(config, method, steps), **costs, seconds_training=seconds)
+    # The clients' own states are for resuming, and many times the size of the networks.
+    if (folder / "clients").exists():
+        shutil.rmtree(folder / "clients")
+
+
+def _train_here(method: str, train: Baseline, config: RunConfig, folder: Path, on_round: Progress) -> None:
+    if folder.exists():
+        shutil.rmtree(folder)
+    device = pick_device(config)
+    data = _load(config, device)
+    shelf = Shelf(sample_shape(config))
+    journal = Journal(config, shelf)
+    journal.write_run(method=method, training_counts=training_counts(config))
+    began = last = time.monotonic()
+
+    def record(round_: int, rows: Rows) -> None:
+        nonlocal last
+        now = time.monotonic()
+        journal.append([_line(round_, row, now - last) for row in rows])
+        last = now
+        on_round(round_)
+
+    trained = train(config, data, record)
+    seconds = time.monotonic() - began
+    shelf.entries = {name: Made(network, config.rounds) for name, network in trained.networks.items()}
+    journal.checkpoint(shelf, config.rounds, float("inf"))
+    parameters = sum(tensor.numel() for network in trained.networks.values() for tensor in network.values())
+    costs = {"bytes_down": 0, "bytes_up": 0, "wall_seconds": seconds, "seconds_training": seconds}
+    budget = _budget(config, method, trained.gradient_steps)
+    journal.write_run(**{"parameters": parameters, **budget, **costs, **trained.facts}, status="done")
+
+
+def _load(config: RunConfig, device: torch.device) -> list[ClassData]:
+    """Every class's samples on the device, in the run's dtype."""
+    dtype = getattr(torch, config.dtype)
+    parts = [load_class(config, y) for y in range(num_classes(config))]
+    return [ClassData(part.train.to(device, dtype), part.held_out.to(device, dtype)) for part in parts]
+
+
+def _line(round_: int, row: dict[str, Any], round_seconds: float) -> dict[str, Any]:
+    numbers = dict.fromkeys(("loss", "mutual", "grad_norm", "held_out", "seconds"))
+    line = {"round": round_, "class": row["class"], "status": "ok", "reason": ""}
+    return line | numbers | {"bytes_down": 0, "bytes_up": 0} | row | {"round_seconds": round_seconds}
+
+
+def _budget(config: RunConfig, method: str, steps: float) -> dict[str, Any]:
+    return {
+        "data": METHODS[method].data,
+        "gradient_steps_per_class": steps,
+        "samples_seen_per_class": steps * config.batch,
+    }
