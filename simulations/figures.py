@@ -18,7 +18,7 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 from PIL import Image
 
-STYLES = 6
+STYLES = 8
 """Number of line styles; more series than that repeat them."""
 
 WIDTH, HEIGHT = 168, 118
