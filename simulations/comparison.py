@@ -12,7 +12,7 @@ from scipy.stats import t as student
 
 from fedmutual.evaluation import LARGER_IS_WORSE, SMALLER_IS_WORSE
 from simulations.runs import DATA, Arm, Run, arms_of, read_runs
-from simulations.words import interval, listing, percent, size, spread
+from simulations.words import NOTHING, interval, listing, percent, size, spread
 
 DISTANCES = ("fd", "fd-features", "kl", "kid", "kid-features")  # the answer is in the first that was measured
 METRICS = (*DISTANCES, "precision", "recall", "f8", "memorisation")
@@ -132,7 +132,7 @@ class Comparison:
     def verdict(self, difference: Estimate | None, metric: str) -> str:
         """0.84 ± 0.39 better; no difference beyond chance (±0.39); the same."""
         if difference is None:
-            return "–"
+            return NOTHING
         if difference.mean == 0 and not difference.half:
             return "the same"
         if difference.by_chance:
@@ -320,6 +320,17 @@ def comparison(folders: Sequence[Path]) -> list[dict[str, Any]]:
     return Comparison(arms_of(read_runs(folders))).rows()
 
 
+def signed(difference: float | None, half: float | None) -> str:
+    """A paired difference in few letters: +0.84 ± 0.39; chance (±0.39) where 0 lies within the interval."""
+    if difference is None:
+        return NOTHING
+    if difference == 0 and not half:
+        return "the same"
+    if half is not None and abs(difference) <= half:
+        return f"chance ({spread(half)})"
+    return ("+" if difference > 0 else "") + interval(difference, half)
+
+
 def comparison_table(rows: Sequence[dict[str, Any]]) -> Table:
     """The rows of `comparison` for a terminal: an arm a line, the headline metric, differences for the worst class."""
     metric = next((name for name in DISTANCES if any(row["metric"] == name for row in rows)), None)
@@ -342,19 +353,13 @@ def comparison_table(rows: Sequence[dict[str, Any]]) -> Table:
             table.add_row(f"[bold]{DATA[row['data']]}[/bold]")
         group = row["data"]
         values = [found.get((label, of)) for of in shown]
-        cells = [interval(value["mean"], value["ci95"]) if value else "–" for value in values]
+        cells = [interval(value["mean"], value["ci95"]) if value else NOTHING for value in values]
         for name in versus:
             value = found.get((label, "worst"), {})
-            difference, half = value.get(f"versus_{name}"), value.get(f"versus_{name}_ci95")
-            if difference is None:
-                cells.append("–")
-            elif half is not None and abs(difference) <= half:
-                cells.append("the same" if difference == 0 == half else f"chance ({spread(half)})")
-            else:
-                cells.append(("+" if difference > 0 else "") + interval(difference, half))
+            cells.append(signed(value.get(f"versus_{name}"), value.get(f"versus_{name}_ci95")))
         if leaks:
             leak = found.get((label, tail), {})
             value = leak.get("leakage")
-            cells.append("–" if value is None else interval(value, leak["leakage_ci95"]))
+            cells.append(NOTHING if value is None else interval(value, leak["leakage_ci95"]))
         table.add_row(label, *cells, size(row["bytes"]))
     return table

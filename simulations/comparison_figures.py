@@ -88,14 +88,15 @@ def dots_axis(values: Iterable[float]) -> Axis:
     return Axis(0.0 if 0 <= low < room else low - room, high + room, 0, 1)
 
 
-def dots(rows: Sequence[Dot], scale: Axis, marks: Sequence[tuple[str, float]], label: str) -> Markup:
+def dots(rows: Sequence[Dot], scale: Axis, marks: Sequence[float], room: int, label: str) -> Markup:
     """A line for each arm: its name, its mean as a dot on its interval, and the numbers.
 
-    `marks` are values with a dashed line across all arms. Lines of different groups stand a little apart.
+    `marks` are values with a dashed line across all arms, `room` the letters of the longest number of all panels.
+    Lines of different groups stand a little apart.
     """
     names = max(len(_short(row.label)) for row in rows) * LETTER
-    numbers = max(len(row.text) for row in rows) * LETTER
-    left, right = names + 8, names + 8 + 150
+    numbers = room * LETTER
+    left, right = names + 8, names + 8 + 160
     width = right + 10 + numbers
     axis = scale._replace(start=left, end=right)
     top, step, gap = 6.0, 15.0, 5.0
@@ -108,7 +109,7 @@ def dots(rows: Sequence[Dot], scale: Axis, marks: Sequence[tuple[str, float]], l
     for tick in axis.ticks():
         parts.append(_line("grid", axis.place(tick), top, axis.place(tick), bottom))
         parts.append(_text("x", axis.place(tick), bottom + LINE, f"{tick:g}"))
-    for _, value in marks:
+    for value in marks:
         parts.append(_line("mark", axis.place(value), top, axis.place(value), bottom))
     parts.append(_line("axis", left, bottom, right, bottom))
     for row, y in zip(rows, places, strict=True):

@@ -22,6 +22,9 @@ from fedmutual.evaluation import ClassSummary, summarise
 NOT_THE_METHOD = {"seed", "out", "store", "resume", "device", "timeout", "data-path", "download", "checkpoint-every"}
 """Settings that make no other arm: the seed, and those that say where and when but not what is computed."""
 
+CURVES = ("held_out", "loss", "mutual", "grad_norm")
+"""Quantities of the history that have a value for each round and class."""
+
 DATA = {"stays": "Data stays", "pooled": "Data is pooled", "control": "Controls"}
 """What a method does with the data, in the order in which arms are shown."""
 
@@ -87,6 +90,19 @@ class Run:
     def scores(self, metric: str) -> dict[int, float]:
         """The metric's value for each class that has a line."""
         return self.by_metric.get(metric, {})
+
+    def curve(self, quantity: str) -> dict[int, list[tuple[int, float]]]:
+        """{class: (round, value) in order} of one of `CURVES`, where it was recorded and finite.
+
+        A mutual term that had no weight (beta = 0) is left out: nobody minimised it.
+        """
+        points: dict[int, list[tuple[int, float]]] = {}
+        for line in self.history:
+            value, beta = line.get(quantity), line.get("beta")
+            beta = self.settings.get("beta") if beta is None else beta
+            if value is not None and math.isfinite(value) and not (quantity == "mutual" and beta == 0):
+                points.setdefault(line["class"], []).append((line["round"], value))
+        return points
 
     def moved(self, way: str) -> float | None:
         """Bytes that all clients received (`way` = "down") or sent ("up") over the whole training."""
