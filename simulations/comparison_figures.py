@@ -158,10 +158,13 @@ def bubbles(points: Sequence[Bubble], across: str, up: str, label: str, width: f
     for point, (cx, cy, radius) in sorted(zip(points, circles, strict=True), key=lambda pair: -pair[1][2]):
         circle = Markup('<circle class="bubble g{}" cx="{}" cy="{}" r="{:.1f}"><title>{}: {}</title></circle>')
         parts.append(circle.format(point.group, cx, cy, radius, point.label, point.told))
-    for point, (box, tie) in zip(points, _name_boxes([point.label for point in points], circles, plot), strict=True):
+    names = _name_boxes([point.label for point in points], circles, plot)
+    for point, (circle_x, _, _), (box, tie) in zip(points, circles, names, strict=True):
         if tie:
             parts.append(_line("tie", *tie))
-        parts.append(_text(f"name g{point.group}", box.left, box.bottom - 3, _short(point.label)))
+        before = box.right <= circle_x
+        place = box.right if before else box.left
+        parts.append(_text("end name" if before else "name", place, box.bottom - 3, _short(point.label)))
     return _svg(width, height, label, parts, "bubbles")
 
 
@@ -189,7 +192,7 @@ def _name_boxes(
         boxes = sorted(_places(x, y, radius, wide), key=lambda box: _distance(box, x, y))
         free = (box for box in boxes if box.inside(plot) and not any(box.meets(other) for other in taken))
         box = next(free, boxes[0])
-        taken.append(box)
+        taken.append(Box(box.left - 3, box.top, box.right + 3, box.bottom))
         near = _distance(box, x, y) < radius + 6
         end_x, end_y = min(max(x, box.left), box.right), min(max(y, box.top), box.bottom)
         found[index] = (box, None if near else (x, y, end_x, end_y))

@@ -35,7 +35,7 @@ def _estimate(value: Estimate | None, *notes: str) -> Markup:
     if value is None:
         return Markup(NOTHING)
     middle, _, half = interval(value.mean, value.half).partition(" ± ")
-    return small(middle, half and f"± {half}", *notes)
+    return small(middle, half and f"±\N{NO-BREAK SPACE}{half}", *notes)
 
 
 def grouped(arms: Sequence[Arm], row: Callable[[Arm], list[Any]]) -> list[list[Any]]:
@@ -66,7 +66,7 @@ def _overview_cells(arms: Comparison, arm: Arm, metric: str) -> dict[Markup, Any
     for name in ("isolated", "pooled"):
         if other := arms.arm(name):
             verdict = arms.verdict(arms.versus(arm, other, metric, "worst"), metric)
-            cells[small(f"against {name}", arms.title("worst"))] = verdict
+            cells[small(f"against {name}", arms.title("worst"))] = _verdict_cell(verdict)
     for of in arms.summaries[1:]:
         cells[small(arms.title(of), metric)] = _estimate(arms.value(arm, metric, of))
     if "memorisation" in arms.metrics:
@@ -80,6 +80,15 @@ def _overview_cells(arms: Comparison, arm: Arm, metric: str) -> dict[Markup, Any
     cells[small("bytes", "both ways")] = size(arms.cost(arm, "bytes"))
     cells[small("training", "all clients")] = duration(arms.cost(arm, "seconds"))
     return cells
+
+
+def _verdict_cell(verdict: str) -> Markup:
+    """0.84 ± 0.39 above better; no difference above beyond chance and ±0.39."""
+    main, chance, width = verdict.partition(" beyond chance ")
+    if chance:
+        return small(main, chance.strip(), width)
+    main, _, side = verdict.rpartition(" ")
+    return small(main, side) if side in ("better", "worse") else small(verdict)
 
 
 def _one_worst(arms: Comparison, arm: Arm, metric: str) -> str:
@@ -174,12 +183,19 @@ def _samples_behind(arms: Comparison, of: Of) -> str:
 def _cells(metric: str, values: Sequence[Estimate | None], notes: Sequence[str] = ()) -> list[Markup]:
     """Cells of arms that are held against each other: the best in bold and starred."""
     known = [value.mean for value in values if value]
-    best = (min if metric in LARGER_IS_WORSE else max)(known) if len(set(known)) > 1 else None
+    best = (min if metric in LARGER_IS_WORSE else max)(known, default=None)
+    alone = known.count(best) == 1 and len(known) > 1
     cells = []
     for value, note in zip(values, notes or [""] * len(values), strict=True):
         middle, _, half = interval(value.mean, value.half).partition(" ± ") if value else (NOTHING, "", "")
         starred = Markup('<b>{}<span class="star" title="best of the arms"> ★</span></b>').format(middle)
-        cells.append(small(starred if value and value.mean == best else middle, half and f"± {half}", note))
+        cells.append(
+            small(
+                starred if value and alone and value.mean == best else middle,
+                half and f"±\N{NO-BREAK SPACE}{half}",
+                note,
+            )
+        )
     return cells
 
 
