@@ -129,16 +129,14 @@ class Comparison:
         ours, theirs = self.by_seed(arm, metric, of), self.by_seed(other, metric, of)
         return Estimate.of(ours[seed] - theirs[seed] for seed in ours if seed in theirs)
 
-    def verdict(self, difference: Estimate | None, metric: str) -> str:
-        """0.84 ± 0.39 better; no difference beyond chance (±0.39); the same."""
-        if difference is None:
-            return NOTHING
+    def judge(self, difference: Estimate, metric: str) -> tuple[str, str]:
+        """(kind, size) of a difference: better or worse, 0.84 ± 0.39; chance, ±0.39; same."""
         if difference.mean == 0 and not difference.half:
-            return "the same"
+            return "same", ""
         if difference.by_chance:
-            return f"no difference beyond chance ({spread(difference.half)})"
-        worse = (difference.mean > 0) == (metric in LARGER_IS_WORSE)
-        return f"{interval(abs(difference.mean), difference.half)} {'worse' if worse else 'better'}"
+            return "chance", spread(difference.half)
+        kind = "worse" if (difference.mean > 0) == (metric in LARGER_IS_WORSE) else "better"
+        return kind, interval(abs(difference.mean), difference.half)
 
     # What leaks
 
@@ -237,17 +235,18 @@ class Comparison:
             unknown = "What keeping the data apart costs is not known, as no arm was trained on pooled data"
             return f"{unknown}: the worst class is at {value} (0 is perfect)."
         against = f"{value}, {self.value(pooled, metric, 'worst')} with one network trained on pooled data"
-        verdict = self.verdict(difference, metric)
+        kind, amount = self.judge(difference, metric)
         seeds = f" (95 % interval, {difference.seeds} seeds)" if difference.half is not None else ""
         best = self._best([arm for arm in self.arms if arm.data == "pooled"], metric)
-        if best not in (pooled, None):
-            than_best = self.verdict(self.versus(ours, best, metric, "worst"), metric)
+        if best is not None and best is not pooled:
+            than_best = in_words(*self.judge(self.versus(ours, best, metric, "worst"), metric))
             against += f"; against {best.label}, the best of the pooled arms, {than_best}"
-        if verdict.endswith("worse"):
-            return f"Keeping the data apart costs the worst class {verdict.removesuffix(' worse')}{seeds}: {against}."
-        if verdict.endswith("better"):
-            return f"Keeping the data apart costs the worst class nothing, it is {verdict}{seeds}: {against}."
-        return f"For the worst class, keeping the data apart makes {verdict}{seeds}: {against}."
+        price = {
+            "worse": f"Keeping the data apart costs the worst class {amount}{seeds}",
+            "better": f"Keeping the data apart costs the worst class nothing, it is {amount} better{seeds}",
+        }
+        none = f"For the worst class, keeping the data apart makes {in_words(kind, amount)}{seeds}"
+        return f"{price.get(kind, none)}: {against}."
 
     def _best(self, arms: Sequence[Arm], metric: str) -> Arm | None:
         found = {arm.style: value.mean for arm in arms if (value := self.value(arm, metric, "worst"))}
@@ -260,14 +259,13 @@ class Comparison:
             difference = self.versus(ours, arm, metric, "worst") if rival else None
             if difference is None:
                 continue
-            words = self.verdict(difference, metric).rsplit(" ", 1)
-            kind = words[1] if words[1] in ("better", "worse") else "chance"
-            amount = words[0] if kind != "chance" else spread(difference.half)
-            verdicts.setdefault(kind, []).append(f"{arm.label} ({amount})")
+            kind, amount = self.judge(difference, metric)
+            verdicts.setdefault(kind, []).append(f"{arm.label} ({amount})" if amount else arm.label)
         kinds = {
             "better": "is better than {}",
             "worse": "is worse than {}",
             "chance": "differs from {} by no more than chance",
+            "same": "is the same as {}",
         }
         parts = [text.format(listing(verdicts[kind])) for kind, text in kinds.items() if kind in verdicts]
         if not parts:
@@ -303,6 +301,13 @@ def _strongest(arm: Arm, y: int) -> tuple[Any, ...] | None:
     keys = dict.fromkeys(key for run in arm.runs for key in run.audited if key[:2] == (y, "auc"))
     attacks = [key for key in keys if key[2] != "control-shuffled"]
     return max(attacks, key=lambda key: mean(_audited(arm, *key).values()), default=None)
+
+
+def in_words(kind: str, amount: str) -> str:
+    """What `Comparison.judge` found: 0.84 ± 0.39 better; no difference beyond chance (±0.39); no difference."""
+    if kind in ("better", "worse"):
+        return f"{amount} {kind}"
+    return f"no difference beyond chance ({amount})" if amount else "no difference"
 
 
 def comparison(folders: Sequence[Path]) -> list[dict[str, Any]]:

@@ -65,8 +65,8 @@ def _overview_cells(arms: Comparison, arm: Arm, metric: str) -> dict[Markup, Any
     }
     for name in ("isolated", "pooled"):
         if other := arms.arm(name):
-            verdict = arms.verdict(arms.versus(arm, other, metric, "worst"), metric)
-            cells[small(f"against {name}", arms.title("worst"))] = _verdict_cell(verdict)
+            difference = arms.versus(arm, other, metric, "worst")
+            cells[small(f"against {name}", arms.title("worst"))] = _verdict(arms, difference, metric)
     for of in arms.summaries[1:]:
         cells[small(arms.title(of), metric)] = _estimate(arms.value(arm, metric, of))
     if "memorisation" in arms.metrics:
@@ -82,13 +82,13 @@ def _overview_cells(arms: Comparison, arm: Arm, metric: str) -> dict[Markup, Any
     return cells
 
 
-def _verdict_cell(verdict: str) -> Markup:
-    """0.84 ± 0.39 above better; no difference above beyond chance and ±0.39."""
-    main, chance, width = verdict.partition(" beyond chance ")
-    if chance:
-        return small(main, chance.strip(), width)
-    main, _, side = verdict.rpartition(" ")
-    return small(main, side) if side in ("better", "worse") else small(verdict)
+def _verdict(arms: Comparison, difference: Estimate | None, metric: str) -> Markup:
+    if difference is None:
+        return small(NOTHING)
+    kind, amount = arms.judge(difference, metric)
+    if kind in ("better", "worse"):
+        return small(amount, kind)
+    return small("no difference", "beyond chance", f"({amount})") if amount else small("no difference")
 
 
 def _one_worst(arms: Comparison, arm: Arm, metric: str) -> str:

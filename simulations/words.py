@@ -20,9 +20,8 @@ def interval(value: float, half: float | None) -> str:
     """value ± half, both to two digits of half and no finer than the value needs: 8.75 ± 0.36."""
     if half is None or math.isnan(half):
         return number(value)
-    places = max(_places(half), 0)
-    if value:
-        places = min(places, max(2, _places(value) + 1))
+    finest = max(2, _places(value) + 1) if value else _places(half)
+    places = max(0, min(_places(half), finest) if half else finest)
     return f"{value:,.{places}f} ± {half:,.{places}f}"
 
 
