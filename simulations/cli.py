@@ -293,7 +293,7 @@ def _report(runs: list[Path], out: Path, as_json: bool) -> None:
 
 def print_metrics(rows: list[dict[str, Any]]) -> None:
     """A line a class, the worst class first; the metrics of several arms stand side by side."""
-    rows = [row for row in rows if row["class"] not in ("rarest", "largest")]
+    rows = [row for row in rows if row["class"] not in ("rarest", "largest", "all")]
     arms = list(dict.fromkeys(row["arm"] for row in rows))
     metrics = ("fd", "precision", "recall", "memorisation") if len(arms) == 1 else ("fd", "memorisation")
     values = {(row["arm"], row["metric"], row["name"]): row["mean"] for row in rows}

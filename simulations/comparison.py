@@ -14,14 +14,22 @@ from fedmutual.evaluation import LARGER_IS_WORSE, SMALLER_IS_WORSE
 from simulations.runs import DATA, Arm, Run, arms_of, read_runs
 from simulations.words import NOTHING, interval, listing, percent, size, spread
 
-DISTANCES = ("fd", "fd-features", "kl", "kid", "kid-features")  # the answer is in the first that was measured
-METRICS = (*DISTANCES, "precision", "recall", "f8", "memorisation")
+DISTANCES = ("fd", "fd-features", "fid", "kl", "kid", "kid-features", "kid-inception")
+"""The answer is in the first of these that was measured."""
+
+METRICS = (
+    *DISTANCES,
+    *(f"{name}{features}" for features in ("", "-features", "-inception") for name in ("precision", "recall", "f8")),
+    *("memorisation", "is-features", "is"),
+)
+"""The order of known measures; others follow."""
+
 SUMMARIES = ("worst", "mean", "rarest", "largest")
 OURS = ("mutual-scarcity", "mutual", "mutual-auto", "mutual-constant")
 """The arm that speaks for mutual learning is the first of these that is there: not the best on the test samples."""
 
 Of = int | str
-"""A class, or one of `SUMMARIES`."""
+"""A class, one of `SUMMARIES`, or "all": the samples of all classes together."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +68,10 @@ def training_counts(runs: Iterable[Run]) -> dict[int, int]:
     return counts
 
 
+def _in_order(metrics: Iterable[str]) -> list[str]:
+    return sorted(set(metrics), key=lambda name: (METRICS.index(name) if name in METRICS else len(METRICS), name))
+
+
 class Comparison:
     """Arms side by side: every number that the table, the page and the answer are made of."""
 
@@ -69,11 +81,9 @@ class Comparison:
         self.classes = self.runs[0].classes
         self.counts = training_counts(self.runs)
         self.real = {y: n for run in self.runs for y, n in run.scores("n_reference").items() if not math.isnan(n)}
-        present = {metric for run in self.runs for metric in run.by_metric}
-        self.metrics = sorted(
-            (name for name in present if name in LARGER_IS_WORSE | SMALLER_IS_WORSE),
-            key=lambda name: (METRICS.index(name) if name in METRICS else len(METRICS), name),
-        )
+        directed = LARGER_IS_WORSE | SMALLER_IS_WORSE
+        self.metrics = _in_order(name for run in self.runs for name in run.by_metric if name in directed)
+        self.together = _in_order(name for run in self.runs for name in run.together)
         known = [name for name in self.metrics if name in DISTANCES]
         self.headline = next((name for name in known if any(arm.summaries(name) for arm in arms)), None)
         self.ends = self._ends()
@@ -94,7 +104,7 @@ class Comparison:
         if isinstance(of, int):
             return self.classes[of]
         words = {1: "", 2: "two ", 3: "three "}
-        return {"worst": "worst class", "mean": "mean"}.get(of) or words[len(self.ends[of])] + of
+        return {"worst": "worst class", "mean": "mean", "all": "all together"}.get(of) or words[len(self.ends[of])] + of
 
     @property
     def summaries(self) -> list[str]:
@@ -112,6 +122,9 @@ class Comparison:
         """{seed: value}, for the seeds that have one."""
         if of in ("worst", "mean"):
             return {seed: getattr(summary, str(of)) for seed, summary in arm.summaries(metric).items()}
+        if of == "all":
+            found = {run.seed: run.together.get(metric, math.nan) for run in arm.runs}
+            return {seed: value for seed, value in found.items() if not math.isnan(value)}
         return self._mean_over(of, {run.seed: run.scores(metric) for run in arm.runs})
 
     def _mean_over(self, of: Of, scores: Mapping[int, Mapping[int, float]]) -> dict[int, float]:
@@ -200,10 +213,10 @@ class Comparison:
         against = {"isolated": self.arm("isolated"), "pooled": self.arm("pooled")}
         for arm in self.arms:
             costs = {what: self.cost(arm, what) for what in ("parameters", "bytes", "seconds")}
-            for of in (*self.summaries, *range(len(self.classes))):
+            for of in (*self.summaries, "all", *range(len(self.classes))):
                 leak = self.leak(arm, of)
                 shared = {"leakage": leak and leak.mean, "leakage_ci95": leak and leak.half}
-                for metric in self.metrics:
+                for metric in self.together if of == "all" else self.metrics:
                     if (value := self.value(arm, metric, of)) is None:
                         continue
                     row = {"arm": arm.label, "method": arm.method, "data": arm.data, "class": of}
@@ -311,7 +324,7 @@ def in_words(kind: str, amount: str) -> str:
 
 
 def comparison(folders: Sequence[Path]) -> list[dict[str, Any]]:
-    """The compared arms as rows: one for each arm, metric and class (an index, or one of `SUMMARIES`).
+    """The compared arms as rows: one for each arm, metric and class (an index, one of `SUMMARIES`, or "all").
 
     A row has arm (its label, unlike any other's), method, data ("stays", "pooled", "control"), class, name, metric,
     mean and ci95 (half the 95 % interval over seeds, Student's t; None with one seed), seeds (how many),

@@ -229,6 +229,14 @@ def _arms_down(arms: Comparison, metric: str) -> Table:
     return {"head": head, "rows": grouped(arms.arms, lambda arm: [arm.label, *cells[arm.label]])}
 
 
+def together(arms: Comparison) -> Table:
+    """Measures of the samples of all classes together: a column for each, an arm a row."""
+    columns = [_cells(metric, [arms.value(arm, metric, "all") for arm in arms.arms]) for metric in arms.together]
+    cells = dict(zip((arm.label for arm in arms.arms), zip(*columns, strict=True), strict=bool(columns)))
+    rows = grouped(arms.arms, lambda arm: [arm.label, *cells[arm.label]]) if columns else []
+    return {"head": ["arm", *arms.together], "rows": rows}
+
+
 def differences(arms: Comparison) -> list[dict[str, Any]]:
     """For each metric and each arm that the others are held against, the paired differences: rows are arms."""
     shown = (*arms.summaries, *_rarest_first(arms))
@@ -311,7 +319,7 @@ def _budget(arm: Arm, key: str) -> str:
 
 
 def unequal(arms: Sequence[Arm]) -> list[str]:
-    """Budgets that differ between arms that train, as they must not where arms are compared."""
+    """Budgets that differ between arms, controls apart, as they must not where arms are compared."""
     words = {"gradient_steps_per_class": "gradient steps", "samples_seen_per_class": "samples seen"}
-    trained = [arm for arm in arms if arm.runs[0].facts.get("gradient_steps_per_class")]
+    trained = [arm for arm in arms if arm.data != "control" and arm.runs[0].facts.get("gradient_steps_per_class")]
     return [word for key, word in words.items() if len({_budget(arm, key) for arm in trained}) > 1]

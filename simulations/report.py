@@ -23,6 +23,7 @@ from simulations.comparison_sections import (
     leakage,
     metric_tables,
     overview,
+    together,
     tradeoff,
     unequal,
 )
@@ -320,6 +321,7 @@ def write_report(runs: Sequence[Path], out: Path) -> Path:
         tradeoff=tradeoff(arms) if several else None,
         dots=dots(arms) if several else None,
         metrics=metric_tables(arms),
+        together=together(arms),
         differences=differences(arms) if len(found) > FEW else [],
         images=len(read[0].facts.get("shape") or ()) == 3,
         samples=samples(found),

@@ -44,7 +44,7 @@ class Run:
     facts: dict[str, Any]  # run.json
     settings: dict[str, Any]
     history: list[dict[str, Any]]  # one (round, class) each, in this order
-    rows: list[dict[str, Any]]  # metrics.csv: class is an index, "worst" or "mean"
+    rows: list[dict[str, Any]]  # metrics.csv: class is an index, "worst", "mean" or "all"
     audit: list[dict[str, Any]] = field(default_factory=list)  # audit.json, class as in rows
 
     @property
@@ -86,6 +86,14 @@ class Run:
             if isinstance(row["class"], int):
                 found.setdefault(row["metric"], {})[row["class"]] = row["value"]
         return found
+
+    @cached_property
+    def together(self) -> dict[str, float]:
+        """{metric: value} of the samples of all classes together, where it was measured."""
+        counts = ("n_reference", "n_generated")
+        return {
+            row["metric"]: row["value"] for row in self.rows if row["class"] == "all" and row["metric"] not in counts
+        }
 
     def scores(self, metric: str) -> dict[int, float]:
         """The metric's value for each class that has a line."""
@@ -216,7 +224,7 @@ def _read_metrics(path: Path, classes: int) -> list[dict[str, Any]]:
     rows, seen = [], set()
     for number, line in enumerate(lines, 2):
         try:
-            y = line["class"] if line["class"] in ("worst", "mean") else int(line["class"])
+            y = line["class"] if line["class"] in ("worst", "mean", "all") else int(line["class"])
             row = {
                 "method": line["method"],
                 "seed": int(line["seed"]),

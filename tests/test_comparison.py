@@ -107,6 +107,20 @@ def test_rows_are_json_and_tell_samples_costs_and_leakage(seven: Path) -> None:
     assert [row["class"] for row in rows if row["arm"] == "pooled"][:4] == ["worst", "mean", "rarest", "largest"]
 
 
+def test_measures_of_all_classes_together_have_rows_and_a_table(tmp_path: Path) -> None:
+    runs = [fabricate(tmp_path / name, name, fd=[1, 2, 3]) for name in ("mutual-scarcity", "isolated")]
+    for run, score in zip(runs, (8.5, 8.0), strict=True):
+        with (run / "metrics.csv").open("a") as file:
+            file.write(f"any,0,all,,is-features,{score}\nany,0,all,,n_reference,195\n")
+    rows = [row for row in comparison(runs) if row["class"] == "all"]
+    assert [(row["metric"], row["mean"], row["versus_isolated"]) for row in rows] == [
+        ("is-features", 8.5, 0.5),
+        ("is-features", 8.0, None),
+    ]
+    page = write_report(runs, tmp_path / "page.html").read_text()
+    assert re.search(r'id="together".*?mutual-scarcity</th><td><b>8.50', page, re.S)
+
+
 def test_older_runs_lack_some_and_their_history_stands_in(tmp_path: Path) -> None:
     row = row_of(comparison([fabricate(tmp_path / "a")]), "mutual", "worst")
     assert (row["data"], row["bytes"], row["seconds"], row["leakage"]) == ("stays", 27_000_000, 18.0, None)
