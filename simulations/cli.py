@@ -129,14 +129,22 @@ def sample(
 @app.command()
 def report(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN...")],
-    out: Annotated[Path | None, typer.Option(help="The page; by default report.html in the first run.")] = None,
+    out: Annotated[Path | None, typer.Option(help="The page; by default report.html in the first RUN.")] = None,
+    tensorboard: Annotated[
+        bool, typer.Option("--tensorboard", help="Also write TensorBoard event files, RUN/tensorboard.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Write one self-contained page about a run, or several side by side.
 
-    RUN is the folder that a run wrote.
+    RUN is the folder that a run wrote, or a folder of such folders.
     """
     _report(runs, out or runs[0] / "report.html", as_json)
+    if tensorboard:
+        from simulations.events import write_events
+
+        for folder in write_events(runs):
+            print(f"events: {folder}", file=sys.stderr)
 
 
 @app.command()
@@ -303,28 +311,34 @@ def _evaluate(folder: Path, which: str) -> None:
 
 
 def _report(runs: list[Path], out: Path, as_json: bool) -> None:
-    from simulations.report import table, write_report
+    from simulations.comparison import comparison, comparison_table
+    from simulations.report import write_report
 
-    rows = table(runs)
+    rows = comparison(runs)
     page = write_report(runs, out)
     if as_json:
         return _print_json(rows)
-    print_metrics(rows)
+    arms = len({row["arm"] for row in rows})
+    if arms < 3:
+        print_metrics(rows)
+    if arms > 1:
+        Console().print(comparison_table(rows))
     print(f"report: {page}")
 
 
 def print_metrics(rows: list[dict[str, Any]]) -> None:
-    """A line a class, the worst class first; the metrics of several runs stand side by side."""
-    runs = list(dict.fromkeys(row["run"] for row in rows))
-    metrics = ("fd", "precision", "recall", "memorisation") if len(runs) == 1 else ("fd", "memorisation")
-    values = {(row["run"], row["metric"], row["name"]): row["value"] for row in rows}
+    """A line a class, the worst class first; the metrics of several arms stand side by side."""
+    rows = [row for row in rows if row["class"] not in ("rarest", "largest", "all")]
+    arms = list(dict.fromkeys(row["arm"] for row in rows))
+    metrics = ("fd", "precision", "recall", "memorisation") if len(arms) == 1 else ("fd", "memorisation")
+    values = {(row["arm"], row["metric"], row["name"]): row["mean"] for row in rows}
     counts = {row["name"]: row["n_train"] for row in rows if row["n_train"]}
     table = Table("class", "training images", box=None, padding=(0, 2, 0, 0))
     for metric in metrics:
-        for run in runs:
-            table.add_column(metric if len(runs) == 1 else f"{metric} {run}", justify="right")
+        for arm in arms:
+            table.add_column(metric if len(arms) == 1 else f"{metric} {arm}", justify="right")
     for name in dict.fromkeys(row["name"] for row in rows):
-        cells = [values.get((run, metric, name)) for metric in metrics for run in runs]
+        cells = [values.get((arm, metric, name)) for metric in metrics for arm in arms]
         shown = ["" if value is None else f"{value:.3g}" for value in cells]
         table.add_row(name, str(counts.get(name, "")), *shown)
     Console().print(table)

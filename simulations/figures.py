@@ -18,7 +18,7 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 from PIL import Image
 
-STYLES = 6
+STYLES = 8
 """Number of line styles; more series than that repeat them."""
 
 WIDTH, HEIGHT = 168, 118
@@ -178,8 +178,8 @@ def scatters(real: Array | None, generated: Mapping[int, Array], label: str, mos
     }
 
 
-def tiles(images: Array, columns: int = 4, most: int = 20) -> str:
-    """Images `[n, C, H, W]` in [-1, 1] as a grid, a PNG data address; fewer of them when they are large."""
+def sheet(images: Array, columns: int = 4, most: int = 20) -> NDArray[np.uint8]:
+    """Images `[n, C, H, W]` in [-1, 1] as one grid `[height, width, 3]`; fewer of them when they are large."""
     height, width = images.shape[2:]
     count = min(len(images), most, max(columns, 200_000 // (height * width)))
     zoom = max(1, -(-24 // max(height, width)))  # small images are enlarged, so that the gap stays narrow
@@ -188,12 +188,17 @@ def tiles(images: Array, columns: int = 4, most: int = 20) -> str:
     colours = pixels if pixels.shape[3] == 3 else pixels[..., :1].repeat(3, axis=3)
     tall, wide, gap = height * zoom, width * zoom, 2
     rows = max(1, -(-count // columns))
-    sheet = np.full((rows * (tall + gap) - gap, columns * (wide + gap) - gap, 3), 128, np.uint8)
+    grid = np.full((rows * (tall + gap) - gap, columns * (wide + gap) - gap, 3), 128, np.uint8)
     for index, tile in enumerate(colours):
         top, left = (index // columns) * (tall + gap), (index % columns) * (wide + gap)
-        sheet[top : top + tall, left : left + wide] = tile
+        grid[top : top + tall, left : left + wide] = tile
+    return grid
+
+
+def tiles(images: Array, columns: int = 4, most: int = 20) -> str:
+    """As `sheet`, a PNG data address."""
     file = io.BytesIO()
-    Image.fromarray(sheet).save(file, "PNG", optimize=True)
+    Image.fromarray(sheet(images, columns, most)).save(file, "PNG", optimize=True)
     return png_address(file.getvalue())
 
 

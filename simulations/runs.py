@@ -8,7 +8,8 @@ import csv
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
@@ -21,6 +22,19 @@ from fedmutual.evaluation import ClassSummary, summarise
 NOT_THE_METHOD = {"seed", "out", "store", "resume", "device", "timeout", "data-path", "download", "checkpoint-every"}
 """Settings that make no other arm: the seed, and those that say where and when but not what is computed."""
 
+CURVES = ("held_out", "loss", "mutual", "grad_norm")
+"""Quantities of the history that have a value for each round and class."""
+
+DATA = {"stays": "Data stays", "pooled": "Data is pooled", "control": "Controls"}
+"""What a method does with the data, in the order in which arms are shown."""
+
+METHODS = (
+    *("mutual", "mutual-scarcity", "mutual-auto", "mutual-constant", "isolated", "fedavg", "fedprox"),
+    *("pooled", "reweighted", "cbdm", "central-igd", "shared-igd"),
+    *("ridge", "copy-head", "memory"),
+)
+"""The order of known methods within what they do with the data; others follow."""
+
 
 @dataclass(frozen=True)
 class Run:
@@ -30,7 +44,8 @@ class Run:
     facts: dict[str, Any]  # run.json
     settings: dict[str, Any]
     history: list[dict[str, Any]]  # one (round, class) each, in this order
-    rows: list[dict[str, Any]]  # metrics.csv: class is an index, "worst" or "mean"
+    rows: list[dict[str, Any]]  # metrics.csv: class is an index, "worst", "mean" or "all"
+    audit: list[dict[str, Any]] = field(default_factory=list)  # audit.json, class as in rows
 
     @property
     def name(self) -> str:
@@ -49,14 +64,64 @@ class Run:
         return [str(name) for name in self.facts["class_names"]]
 
     @property
+    def data(self) -> str:
+        """What its method does with the data, a key of `DATA`; a run of a federation need not say it."""
+        return str(self.facts.get("data") or "stays")
+
+    @cached_property
+    def audited(self) -> dict[tuple[Any, ...], float]:
+        """{(class, metric, attack, t): value} of the audit, where it could be measured."""
+        known = (row for row in self.audit if row["value"] is not None)
+        return {(row["class"], row["metric"], row["attack"], row.get("t")): row["value"] for row in known}
+
+    @property
     def rounds_done(self) -> int:
         return max((line["round"] for line in self.history), default=0)
 
+    @cached_property
+    def by_metric(self) -> dict[str, dict[int, float]]:
+        """{metric: {class: value}}."""
+        found: dict[str, dict[int, float]] = {}
+        for row in self.rows:
+            if isinstance(row["class"], int):
+                found.setdefault(row["metric"], {})[row["class"]] = row["value"]
+        return found
+
+    @cached_property
+    def together(self) -> dict[str, float]:
+        """{metric: value} of the samples of all classes together, where it was measured."""
+        counts = ("n_reference", "n_generated")
+        return {
+            row["metric"]: row["value"] for row in self.rows if row["class"] == "all" and row["metric"] not in counts
+        }
+
     def scores(self, metric: str) -> dict[int, float]:
         """The metric's value for each class that has a line."""
-        return {
-            row["class"]: row["value"] for row in self.rows if row["metric"] == metric and isinstance(row["class"], int)
-        }
+        return self.by_metric.get(metric, {})
+
+    def curve(self, quantity: str) -> dict[int, list[tuple[int, float]]]:
+        """{class: (round, value) in order} of one of `CURVES`, where it was recorded and finite.
+
+        A mutual term that had no weight (beta = 0) is left out: nobody minimised it.
+        """
+        points: dict[int, list[tuple[int, float]]] = {}
+        for line in self.history:
+            value, beta = line.get(quantity), line.get("beta")
+            beta = self.settings.get("beta") if beta is None else beta
+            if value is not None and math.isfinite(value) and not (quantity == "mutual" and beta == 0):
+                points.setdefault(line["class"], []).append((line["round"], value))
+        return points
+
+    def moved(self, way: str) -> float | None:
+        """Bytes that all clients received (`way` = "down") or sent ("up") over the whole training."""
+        told, lines = self.facts.get(f"bytes_{way}"), [line.get(f"bytes_{way}") for line in self.history]
+        return told if told is not None else sum(count or 0 for count in lines) if lines else None
+
+    @property
+    def seconds(self) -> float | None:
+        """The training's own compute, summed over clients."""
+        told, lines = self.facts.get("seconds_training"), [line.get("seconds") or 0 for line in self.history]
+        return told if told is not None else sum(lines) if lines else None
 
 
 @dataclass
@@ -66,6 +131,14 @@ class Arm:
     runs: list[Run]
     style: int = 0
     label: str = ""
+
+    @property
+    def method(self) -> str:
+        return self.runs[0].method
+
+    @property
+    def data(self) -> str:
+        return self.runs[0].data
 
     def title(self, run: Run) -> str:
         """The name of one of its runs."""
@@ -103,6 +176,7 @@ def read_run(folder: Path) -> Run:
         settings=read_settings(folder / "config.toml"),
         history=_read_history(folder / "history.jsonl", len(facts["class_names"])),
         rows=_read_metrics(folder / "metrics.csv", len(facts["class_names"])),
+        audit=_read_audit(folder / "audit.json", len(facts["class_names"])),
     )
 
 
@@ -116,6 +190,8 @@ def _read_facts(path: Path) -> dict[str, Any]:
     lacking = [key for key in ("name", "method", "class_names") if key not in facts]
     if lacking:
         raise UserError(f"{path} lacks {', '.join(lacking)}")
+    if facts.get("data", "stays") not in DATA:
+        raise UserError(f"{path}: data must be one of {', '.join(DATA)}, not {facts['data']!r}")
     return facts
 
 
@@ -148,7 +224,7 @@ def _read_metrics(path: Path, classes: int) -> list[dict[str, Any]]:
     rows, seen = [], set()
     for number, line in enumerate(lines, 2):
         try:
-            y = line["class"] if line["class"] in ("worst", "mean") else int(line["class"])
+            y = line["class"] if line["class"] in ("worst", "mean", "all") else int(line["class"])
             row = {
                 "method": line["method"],
                 "seed": int(line["seed"]),
@@ -169,13 +245,39 @@ def _read_metrics(path: Path, classes: int) -> list[dict[str, Any]]:
     return rows
 
 
+def _read_audit(path: Path, classes: int) -> list[dict[str, Any]]:
+    if not path.exists():
+        return []
+    try:
+        rows = json.loads(path.read_bytes())["rows"]
+        for row in rows:
+            if row["class"] not in ("worst", "mean", *range(classes)):
+                raise UserError(f"{path}: class {row['class']} of {classes} classes")
+            lacking = {"attack", "metric", "value"} - set(row)
+            if lacking:
+                raise UserError(f"{path}: a row lacks {', '.join(sorted(lacking))}")
+    except (ValueError, KeyError, TypeError):
+        again = f"fedmutual audit {path.parent}"
+        raise UserError(f"{path} does not hold the rows of an audit: run `{again}` anew") from None
+    return rows
+
+
+def find_runs(folders: Sequence[Path]) -> list[Path]:
+    """Run folders among and within `folders`, each once: a folder that is no run stands for the runs inside it."""
+    found: dict[Path, Path] = {}
+    for folder in map(Path, folders):
+        inside = [] if (folder / "run.json").exists() else [path.parent for path in sorted(folder.rglob("run.json"))]
+        found |= {path.resolve(): path for path in inside or [folder]}
+    return list(found.values())
+
+
 def read_runs(folders: Sequence[Path]) -> list[Run]:
-    """Runs that one report can hold.
+    """Runs that one report can hold: those that `find_runs` finds.
 
     Raises:
         UserError: as `read_run`; no folder; runs whose classes differ.
     """
-    runs = [read_run(folder) for folder in folders]
+    runs = [read_run(folder) for folder in find_runs(folders)]
     if not runs:
         raise UserError("no run folder was given")
     for run in runs:
@@ -200,20 +302,29 @@ def read_samples(folder: Path) -> Mapping[str, Any]:
 
 
 def arms_of(runs: Sequence[Run]) -> list[Arm]:
-    """Runs grouped by method and settings, the seed apart; a seed that comes again starts an arm of its own."""
+    """Runs grouped by method and settings, the seed apart; a seed that comes again starts an arm of its own.
+
+    In order of what is done with the data, then of `METHODS`, then as they come.
+    """
     groups: dict[tuple[Any, ...], list[Run]] = {}
     for run in runs:
         same = (run.method, frozenset((key, run.settings[key]) for key in run.settings.keys() - NOT_THE_METHOD))
         again = sum(run.seed == other.seed for key, group in groups.items() if key[0] == same for other in group)
         groups.setdefault((same, again), []).append(run)
-    arms = [Arm(group, style) for style, group in enumerate(groups.values())]
-    for arm in arms:
+    arms = sorted((Arm(sorted(group, key=lambda run: run.seed)) for group in groups.values()), key=_rank)
+    for style, arm in enumerate(arms):
+        arm.style = style
         arm.label = ", ".join([arm.runs[0].method, *_differences(arm, arms)])
     labels = [arm.label for arm in arms]
     for arm in arms:
         if labels.count(arm.label) > 1:
             arm.label += f" ({arm.runs[0].folder.name})"
     return arms
+
+
+def _rank(arm: Arm) -> tuple[int, int]:
+    place = METHODS.index(arm.method) if arm.method in METHODS else len(METHODS)
+    return list(DATA).index(arm.data), place
 
 
 def _differences(arm: Arm, arms: Sequence[Arm]) -> list[str]:

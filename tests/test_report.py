@@ -11,56 +11,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from run_folders import NAMES, fabricate
 
 from fedmutual.config import RunConfig, UserError, write_settings
 from simulations import figures
-from simulations.report import table, write_report
+from simulations.comparison import comparison
+from simulations.report import write_report
 
-NAMES = ["cat", "<b>dog</b>", "newt"]
 VOID = {"meta", "link", "img", "br", "hr", "input"}
-FD = {"mutual": [2.0, 3.0, 8.27], "isolated": [1.5, 3.5, 10.04]}
-
-
-def fabricate(
-    folder: Path, method: str = "mutual", seed: int = 0, shape: tuple[int, ...] = (1, 4, 4), shift: float = 0.0
-) -> Path:
-    """A finished run of three classes and three rounds; `shift` is added to every fd."""
-    (folder / "samples").mkdir(parents=True)
-    settings = RunConfig(beta=1.0 if method == "mutual" else 0.0, seed=seed, rounds=3).settings()
-    (folder / "config.toml").write_text(write_settings(settings))
-    facts = {
-        "name": "animals",
-        "method": method,
-        "class_names": NAMES,
-        "training_counts": [90, 20, 4],
-        "shape": list(shape),
-        "parameters": 1234,
-        "versions": {"python": "3.12.1", "flwr": "1.41.0"},
-        "hardware": "8 CPU cores",
-        "clients_at_once": 3,
-        "started": "2026-01-02T03:04:05+00:00",
-        "wall_seconds": 12.0,
-        "overhead": 1.5,
-        "status": "done",
-    }
-    (folder / "run.json").write_text(json.dumps(facts))
-    (folder / "history.jsonl").write_text("".join(json.dumps(line) + "\n" for line in history()))
-    rows = [f"{y},{n},fd,{fd + shift}" for y, n, fd in zip(range(3), (90, 20, 4), FD[method], strict=True)]
-    rows += [f"{y},,n_reference,65" for y in range(3)] + ["0,90,recall,", f"worst,,fd,{FD[method][2] + shift}"]
-    lines = ["method,seed,class,n_train,metric,value", *(f"{method},{seed},{row}" for row in rows)]
-    (folder / "metrics.csv").write_text("\n".join(lines) + "\n")
-    random = np.random.default_rng(seed)
-    arrays = {f"{kind}_{y}": random.uniform(-1, 1, (30, *shape)) for kind in ("generated", "real") for y in range(3)}
-    np.savez(folder / "samples" / "samples.npz", **{key: a.astype(np.float32) for key, a in arrays.items()})
-    return folder
-
-
-def history() -> list[dict]:
-    numbers = {"loss": 0.5, "mutual": 0.1, "grad_norm": 1.0, "held_out": None, "seconds": 2.0}
-    costs = {"bytes_down": 2_000_000, "bytes_up": 1_000_000, "round_seconds": 3.0}
-    return [
-        {"round": k, "class": y, "status": "ok", "reason": "", **numbers, **costs} for k in (1, 2, 3) for y in range(3)
-    ]
 
 
 def page_of(tmp_path: Path, *folders: Path) -> str:
@@ -123,7 +81,7 @@ def test_the_answer_names_the_worst_class_and_the_better_arm(tmp_path: Path, two
 
 def test_the_worst_class_stands_first_and_both_arms_beside_each_other(tmp_path: Path, two: list[Path]) -> None:
     page = page_of(tmp_path, *two)
-    body = re.search(r"<tbody>(.*?)</tbody>", page, re.S)[1]
+    body = re.search(r'<div class="first">.*?<tbody>(.*?)</tbody>', page, re.S)[1]
     rows = [text_of(row) for row in re.findall(r"<tr.*?</tr>", body, re.S)]
     assert rows[0] == "worst class 8.27 ★ class newt 10.04 class newt"
     assert rows[1].startswith("mean 4.42 ★ 5.01")
@@ -213,7 +171,7 @@ def test_a_run_that_has_just_begun_shows_what_there_is(tmp_path: Path) -> None:
     (run / "run.json").write_text(json.dumps(facts))
     text = text_of(page_of(tmp_path, run))
     assert "No samples have been measured yet" in text
-    assert "is not finished (status: running): 0 of 3 rounds are recorded" in text
+    assert "Not finished, so that numbers may still change: mutual (status: running, 0 of 3 rounds recorded)" in text
 
 
 def test_settings_away_from_their_defaults_are_told(tmp_path: Path) -> None:
@@ -254,30 +212,13 @@ def test_a_damaged_folder_is_told_in_one_line(tmp_path: Path, damage, message: s
 
 def test_no_folder_none_at_all_and_other_classes_are_refused(tmp_path: Path, two: list[Path]) -> None:
     with pytest.raises(UserError, match="no such folder"):
-        table([tmp_path / "nowhere"])
+        comparison([tmp_path / "nowhere"])
     with pytest.raises(UserError, match="no run folder"):
-        table([])
+        comparison([])
     facts = json.loads((two[1] / "run.json").read_text())
     (two[1] / "run.json").write_text(json.dumps(facts | {"class_names": ["x", "y", "z"]}))
     with pytest.raises(UserError, match="different classes"):
-        table(two)
-
-
-def test_table_has_the_worst_class_first_and_is_json(two: list[Path]) -> None:
-    rows = table(two)
-    assert json.loads(json.dumps(rows, allow_nan=False)) == rows
-    common = {"run": "mutual", "method": "mutual", "seed": 0}
-    assert rows[0] == {**common, "class": "worst", "n_train": None, "metric": "fd", "value": 8.27, "name": "worst"}
-    assert {**common, "class": 0, "n_train": 90, "metric": "fd", "value": 2.0, "name": "cat"} in rows
-    assert {**common, "class": 0, "n_train": 90, "metric": "recall", "value": None, "name": "cat"} in rows
-    assert {row["method"] for row in rows} == {"mutual", "isolated"}
-
-
-def test_table_names_every_run_differently(tmp_path: Path) -> None:
-    runs = [fabricate(tmp_path / "a", seed=0), fabricate(tmp_path / "b", seed=1), fabricate(tmp_path / "c", "isolated")]
-    runs.append(fabricate(tmp_path / "again", "isolated"))
-    names = dict.fromkeys(row["run"] for row in table(runs))
-    assert list(names) == ["mutual, seed 0", "mutual, seed 1", "isolated (c)", "isolated (again)"]
+        comparison(two)
 
 
 def test_axis_ticks_are_round_and_inside() -> None:
