@@ -120,6 +120,21 @@ def load_test(config: RunConfig, y: int) -> Tensor:
     return _samples(part, own[order[: config.test or len(own)]])
 
 
+def load_unseen(config: RunConfig, y: int) -> Tensor:
+    """Class y's samples that no training saw, [n, *dims]: held-out part, what the long tail left over, test part.
+
+    Raises:
+        UserError: as `load_class` and `load_test`.
+    """
+    held_out, test = load_class(config, y).held_out, load_test(config, y)
+    if config.data == "gaussians":
+        return torch.cat([held_out, test])
+    part = _open(config, "train")
+    own = _own_rows(config, part, y)
+    _, _, pool = _cut(config, part, y, len(own))
+    return torch.cat([held_out, _samples(part, own[pool[_training_count(config, part, y) :]]), test])
+
+
 def training_counts(config: RunConfig) -> list[int]:
     """Training samples of every class, the long tail applied.
 
