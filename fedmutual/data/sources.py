@@ -126,13 +126,14 @@ def load_unseen(config: RunConfig, y: int) -> Tensor:
     Raises:
         UserError: as `load_class` and `load_test`.
     """
-    held_out, test = load_class(config, y).held_out, load_test(config, y)
     if config.data == "gaussians":
-        return torch.cat([held_out, test])
+        return torch.cat([load_class(config, y).held_out, load_test(config, y)])
     part = _open(config, "train")
     own = _own_rows(config, part, y)
-    _, _, pool = _cut(config, part, y, len(own))
-    return torch.cat([held_out, _samples(part, own[pool[_training_count(config, part, y) :]]), test])
+    test, held_out, pool = _cut(config, part, y, len(own))
+    left_over = pool[_training_count(config, part, y) :]
+    unseen = _samples(part, own[np.concatenate([held_out, left_over, test])])
+    return torch.cat([unseen, load_test(config, y)]) if part.has_test else unseen
 
 
 def training_counts(config: RunConfig) -> list[int]:
