@@ -8,7 +8,7 @@ from typing import Any
 
 from rich.table import Table
 
-from client.app import NODE_SETTINGS, pick_device
+from client.app import pick_device
 from fedmutual.checkpoint import write_atomic
 from fedmutual.config import RunConfig, UserError
 from fedmutual.data.sources import load_class, load_unseen, training_counts
@@ -23,6 +23,9 @@ CANDIDATES = 500
 
 LEAST = 10
 """Non-members without which nothing can be told apart."""
+
+PLACE = ("data", "data-path", "device")
+"""Settings that say where the data lie and not what was trained."""
 
 Row = dict[str, Any]
 
@@ -74,10 +77,10 @@ def audit_run(
 
 
 def _located(config: RunConfig, place: Mapping[str, Any]) -> RunConfig:
-    other = sorted(place.keys() - set(NODE_SETTINGS))
+    other = sorted(place.keys() - set(PLACE))
     if other:
         raise UserError(
-            f"an audit takes a run as it was trained: {', '.join(other)} cannot change, only {', '.join(NODE_SETTINGS)}"
+            f"an audit takes a run as it was trained: {', '.join(other)} cannot change, only {', '.join(PLACE)}"
         )
     return RunConfig.of(config.settings(), dict(place))
 

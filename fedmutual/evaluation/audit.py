@@ -187,7 +187,8 @@ def pia_scores(predict: Predict, process: Process, x: Tensor, index: int) -> Ten
     """-||eps(x_0, 0) - eps(alpha_t x_0 + sigma_t eps(x_0, 0), t)||_4: a point of training is denoised consistently.
 
     Kong et al., 2024, *An efficient membership inference attack for the diffusion model by proximal initialization*:
-    the network's own output at the first training time stands in for the noise. Two queries, nothing random.
+    the network's own output at the first training time stands in for the noise. Two queries, nothing random; the first
+    of them is at the lowest noise whatever t is, so that a large t is no question about high noise alone.
     """
     at = torch.full((1,), index, device=x.device)
     scores = []
