@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.table import Table
+from torch import Tensor
 
 from client.app import pick_device
 from fedmutual.checkpoint import write_atomic
@@ -51,24 +52,19 @@ def audit_run(
     device = pick_device(config)
     process = make_process(config, device)
     round_, networks = class_networks(folder, which, device)
-    classes = _audited(config, sorted(networks), only)
+    sides = _candidates(config, sorted(networks), only)
+    counts = {y: len(train) for y, (train, _) in sides.items()}
     method = json.loads((folder / "run.json").read_text())["method"]
     findings, sizes, rows = {}, {}, []
-    for y in classes:
-        train, unseen = load_class(config, y).train, load_unseen(config, y)
-        if len(unseen) < LEAST:
-            raise UserError(
-                f"class {y} has {len(unseen)} samples that training did not see, and an audit compares with {LEAST} "
-                "or more: train with held-out or test above 0"
-            )
-        members, non_members = (part[:CANDIDATES].to(device, process.alpha.dtype) for part in (train, unseen))
-        shape, rng = tuple(train.shape[1:]), generator(config.seed, y, round_, "samples", device=device)
-        drawn = draw(networks[y], process, shape, config.samples, config, rng)
+    for y, parts in sides.items():
+        members, non_members = (part[:CANDIDATES].to(device, process.alpha.dtype) for part in parts)
+        rng = generator(config.seed, y, round_, "samples", device=device)
+        drawn = draw(networks[y], process, tuple(members.shape[1:]), config.samples, config, rng)
         predict = noise_predictor(networks[y], process, config.parametrisation, clip=False)
         rng = generator(config.seed, y, round_, "audit", device=device)
         findings[y] = audit(predict, process, members, non_members, drawn, rng)
         sizes[y] = len(members), len(non_members)
-        rows += [_row(method, config.seed, y, len(train), finding, sizes[y]) for finding in findings[y]]
+        rows += [_row(method, config.seed, y, counts[y], finding, sizes[y]) for finding in findings[y]]
         on_class(y)
     for same in zip(*findings.values(), strict=True):  # one finding in each class
         rows += _summaries(method, config.seed, dict(zip(findings, same, strict=True)), sizes)
@@ -85,20 +81,27 @@ def _located(config: RunConfig, place: Mapping[str, Any]) -> RunConfig:
     return RunConfig.of(config.settings(), dict(place))
 
 
-def _audited(config: RunConfig, networks: list[int], only: int | None) -> list[int]:
+def _candidates(config: RunConfig, networks: list[int], only: int | None) -> dict[int, tuple[Tensor, Tensor]]:
+    """{class: (what it was trained on, what training did not see)}, of every class before the first is attacked."""
     if only is not None and only not in networks:
         raise UserError(f"class {only} has no network in this run: there are {', '.join(map(str, networks))}")
     try:
         if only is None:
             training_counts(config)  # also refuses the data of a single class, which are not those of the others
-        else:
-            load_class(config, only)
+        classes = networks if only is None else [only]
+        sides = {y: (load_class(config, y).train, load_unseen(config, y)) for y in classes}
     except UserError as error:
         raise UserError(
             f"an audit needs the members' data ({error}): run it where they are, a holder of one class "
             "with --class N -s data-path=..."
         ) from None
-    return networks if only is None else [only]
+    for y, (_, unseen) in sides.items():
+        if len(unseen) < LEAST:
+            raise UserError(
+                f"class {y} has {len(unseen)} samples that training did not see, and an audit compares with {LEAST} "
+                "or more: train with held-out or test above 0"
+            )
+    return sides
 
 
 def _summaries(method: str, seed: int, by_class: dict[int, Finding], sizes: dict[int, tuple[int, int]]) -> list[Row]:

@@ -230,18 +230,17 @@ def audit(
         findings.append(Finding(attack, t, "auc", auc(*sides), queries))
         findings.append(Finding(attack, t, "tpr-at-1-fpr", true_positive_rate(*sides), queries))
 
-    combined = x.new_zeros(len(x))
+    losses, proximal = {}, {}
     for t in TIMES:
         index = int((process.times / process.horizon - t).abs().argmin())
-        losses, proximal = loss_scores(predict, process, x, index, generator), pia_scores(predict, process, x, index)
-        compare("loss", t, losses, DRAWS)
-        compare("pia", t, proximal, 2)
-        if t <= LOW_NOISE:
-            combined += losses
-        if t == PIA_TIME:
-            shuffled = proximal[torch.randperm(len(x), generator=generator, device=x.device)]
-    compare("loss", None, combined, DRAWS * sum(t <= LOW_NOISE for t in TIMES))
-    compare("control-shuffled", PIA_TIME, shuffled, 2)
+        losses[t] = loss_scores(predict, process, x, index, generator)
+        proximal[t] = pia_scores(predict, process, x, index)
+        compare("loss", t, losses[t], DRAWS)
+        compare("pia", t, proximal[t], 2)
+    low = [losses[t] for t in TIMES if t <= LOW_NOISE]
+    compare("loss", None, sum(low), DRAWS * len(low))
+    shuffle = torch.randperm(len(x), generator=generator, device=x.device)
+    compare("control-shuffled", PIA_TIME, proximal[PIA_TIME][shuffle], 2)
     if len(generated):
         share = extracted(generated.cpu(), members.cpu(), non_members.cpu())
         findings.append(Finding("extraction", None, "extracted", share, len(generated)))
