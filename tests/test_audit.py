@@ -157,6 +157,10 @@ def test_nobody_to_compare_and_a_diverged_network_are_refused():
         auc(np.ones(3), [])
     with pytest.raises(UserError, match="diverged"):
         auc([1.0, math.nan], [0.0])
+    with pytest.raises(UserError, match="not 0 with 2"):
+        extracted(np.zeros((5, 3)), np.empty((0, 3)), np.zeros((2, 3)))
+    with pytest.raises(UserError, match="diverged"):
+        extracted(np.full((5, 3), math.nan), np.zeros((2, 3)), np.zeros((2, 3)))
 
 
 # Attacks
