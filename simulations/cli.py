@@ -127,6 +127,42 @@ def sample(
 
 
 @app.command()
+def audit(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...")],
+    which: Which = "last",
+    only: Annotated[
+        int | None, typer.Option("--class", min=0, help="Audit one class, where only its holder's data are.")
+    ] = None,
+    place: Annotated[
+        list[str] | None,
+        typer.Option("-s", "--set", metavar="KEY=VALUE", help="Where the data lie: data, data-path, device."),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Measure what a peer learns about training samples from the networks it was sent; writes audit.json.
+
+    RUN is the folder that a run wrote. Members are a class's training samples; the others were never trained on.
+    """
+    from simulations.audit import audit_run, control, table
+    from simulations.results import read_networks
+
+    changes, rows = parse_assignments(place or []), []
+    for run in runs:
+        classes = 1 if only is not None else len(read_networks(run, which)[1])
+        done = iter(range(1, classes + 1))
+        with progress("auditing", classes, "classes") as advance:
+            found = audit_run(run, lambda y, done=done, advance=advance: advance(next(done)), which, changes, only)
+        rows += [{"run": str(run), **row} for row in found]
+        if not as_json:
+            print(f"{run}:")
+            Console().print(table(found))
+            print(control(found))
+    if as_json:
+        return _print_json(rows)
+    print("These are the attacks that were tried: a low number is no proof of privacy.")
+
+
+@app.command()
 def report(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN...")],
     out: Annotated[Path | None, typer.Option(help="The page; by default report.html in the first RUN.")] = None,

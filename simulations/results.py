@@ -17,6 +17,7 @@ from fedmutual.baselines.memory import Memory
 from fedmutual.checkpoint import CheckpointError, load, load_newest, write_atomic
 from fedmutual.config import RunConfig, UserError, read_settings
 from fedmutual.data.sources import load_class, load_test, num_classes, sample_shape
+from fedmutual.diffusion import Process
 from fedmutual.diffusion.sampling import sample
 from fedmutual.evaluation import class_metrics, summarise
 from fedmutual.learning.igd import make_process
@@ -110,20 +111,32 @@ def draw_samples(
     round_, networks = class_networks(folder, which, device)
     samples = {}
     for y, network in networks.items():
-        drawn = sample(
-            network,
-            process,
-            shape,
-            count,
-            generator(config.seed, y, round_, "samples", device=device),
-            parametrisation=config.parametrisation,
-            sampler=config.sampler,
-            steps=config.sampling_steps,
-            clip=config.clip_samples,
-        )
-        samples[y] = drawn.cpu().float()
+        rng = generator(config.seed, y, round_, "samples", device=device)
+        samples[y] = draw(network, process, shape, count, config, rng).cpu().float()
         on_class(y)
     return samples
+
+
+def draw(
+    network: nn.Module,
+    process: Process,
+    shape: tuple[int, ...],
+    count: int,
+    config: RunConfig,
+    rng: torch.Generator,
+) -> Tensor:
+    """`count` samples of one network by the run's sampler, `[count, *shape]` on the process's device."""
+    return sample(
+        network,
+        process,
+        shape,
+        count,
+        rng,
+        parametrisation=config.parametrisation,
+        sampler=config.sampler,
+        steps=config.sampling_steps,
+        clip=config.clip_samples,
+    )
 
 
 def evaluate(folder: Path, which: str = "last", on_class: OnClass = lambda y: None) -> list[dict[str, Any]]:

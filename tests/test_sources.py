@@ -31,6 +31,7 @@ from fedmutual.data import (
     files,
     load_class,
     load_test,
+    load_unseen,
     long_tail,
     num_classes,
     sample_shape,
@@ -214,6 +215,16 @@ def test_a_class_gets_its_own_rows_and_no_row_twice(mixed):
         assert sorted(found) == [20 * y + row for row in range(12)]
 
 
+@pytest.mark.parametrize("imbalance", ["none", "exponential"])
+def test_what_training_did_not_see_is_all_the_rest(mixed, imbalance):
+    settings = npz(mixed, imbalance=imbalance)
+    for y in range(4):
+        unseen, train = load_unseen(settings, y), load_class(settings, y).train
+        assert sorted(decoded(torch.cat([unseen, train]))) == [20 * y + row for row in range(12)]
+        assert torch.equal(unseen[: settings.held_out], load_class(settings, y).held_out)
+        assert torch.equal(unseen[-settings.test :], load_test(settings, y))
+
+
 def test_official_test_part_stays_out_of_training(tmp_path):
     labels, test_labels = np.repeat([0, 1], 10), np.repeat([1, 0], 5)
     np.savez(
@@ -230,6 +241,7 @@ def test_official_test_part_stays_out_of_training(tmp_path):
         assert sorted(every) == [100 + 20 * y + row for row in range(5)]
         assert decoded(load_test(settings, y)) == every[:3]
         assert any(decoded(load_test(settings.but(test=0, seed=seed), y)) != every for seed in (1, 2, 3))
+        assert decoded(load_unseen(settings.but(held_out=2), y))[2:] == every[:3]
     with pytest.raises(UserError, match="5 samples of class 1: lower test = 6"):
         load_test(settings.but(test=6), 1)
 

@@ -120,6 +120,22 @@ def load_test(config: RunConfig, y: int) -> Tensor:
     return _samples(part, own[order[: config.test or len(own)]])
 
 
+def load_unseen(config: RunConfig, y: int) -> Tensor:
+    """Class y's samples that no training saw, [n, *dims]: held-out part, what the long tail left over, test part.
+
+    Raises:
+        UserError: as `load_class` and `load_test`.
+    """
+    if config.data == "gaussians":
+        return torch.cat([load_class(config, y).held_out, load_test(config, y)])
+    part = _open(config, "train")
+    own = _own_rows(config, part, y)
+    test, held_out, pool = _cut(config, part, y, len(own))
+    left_over = pool[_training_count(config, part, y) :]
+    unseen = _samples(part, own[np.concatenate([held_out, left_over, test])])
+    return torch.cat([unseen, load_test(config, y)]) if part.has_test else unseen
+
+
 def training_counts(config: RunConfig) -> list[int]:
     """Training samples of every class, the long tail applied.
 
