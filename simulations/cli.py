@@ -85,6 +85,10 @@ def simulate(
 
     from simulations.federated import Simulation  # Flower and torch take seconds to import
 
+    if config.extractor and config.samples:
+        from simulations.results import run_extractor
+
+        run_extractor(config)  # a file that does not fit is found before the training, not after it
     simulation, refused = Simulation(config, cpus, gpus), 0
     with progress("training", config.rounds, "rounds") as advance:
 
@@ -102,8 +106,15 @@ def simulate(
 
 
 @app.command()
-def evaluate(run: RunFolder, which: Which = "last", as_json: AsJson = False) -> None:
-    """Draw samples of a run's checkpoint anew and measure them; rewrites its metrics, samples and report."""
+def evaluate(run: RunFolder, which: Which = "last", settings: Settings = None, as_json: AsJson = False) -> None:
+    """Draw samples of a run's checkpoint anew and measure them; rewrites its metrics, samples and report.
+
+    Settings that say how to measure may change, such as extractor, samples or sampler, and stay with the run.
+    """
+    if settings:
+        from simulations.results import change_measuring
+
+        change_measuring(run, parse_assignments(settings))
     _evaluate(run, which)
     _report([run], run / "report.html", as_json)
 
@@ -124,6 +135,32 @@ def sample(
         drawn = draw_samples(run, count, which, lambda y: advance(next(done)))
     write_samples(out, drawn, {}, grid=count)
     print(f"{count} samples of each of {len(drawn)} classes in {out}")
+
+
+@app.command()
+def extractor(
+    preset: Preset = "digits",
+    settings: Settings = None,
+    out: Annotated[Path | None, typer.Option(help="The file; by default extractors/PRESET-SEED.safetensors.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Train a classifier for measures in features: fd-features, is-features, precision-features and so on.
+
+    It learns from the training images of PRESET's data, as many of each class, whatever the long tail; its
+    accuracy on the test part is recorded in the file. Use it with -s extractor=FILE.
+    """
+    config = RunConfig.of(read_preset(preset), parse_assignments(settings or []))
+
+    from client.app import pick_device
+    from fedmutual.evaluation.features import train_extractor
+
+    path = out or Path("extractors") / f"{Path(preset).stem}-{config.seed}.safetensors"
+    with progress("training", 100, "%") as advance:
+        facts = train_extractor(config, path, pick_device(config), advance)
+    if as_json:
+        return _print_json([facts])
+    right = f"{100 * facts['accuracy']:.1f} % of {facts['test_images']} test images"
+    print(f"{path}: {facts['training_images']} training images, {right} told right, sha256 {facts['sha256'][:16]}")
 
 
 @app.command()
@@ -261,9 +298,9 @@ def _evaluate(folder: Path, which: str) -> None:
     from simulations.results import evaluate as measure
     from simulations.results import read_networks
 
-    classes = len(read_networks(folder, which)[1])
-    done = iter(range(1, classes + 1))
-    with progress("sampling", classes, "classes") as advance:
+    steps = 2 * len(read_networks(folder, which)[1])  # a class is drawn, then measured
+    done = iter(range(1, steps + 1))
+    with progress("sampling, measuring", steps, "steps") as advance:
         measure(folder, which, lambda y: advance(next(done)))
 
 

@@ -26,16 +26,16 @@ Table = dict[str, list[Any]]  # {"head": cells, "rows": lists of cells}; the fir
 
 
 def table(runs: Sequence[Path]) -> list[dict[str, Any]]:
-    """The rows of the runs' metrics, worst class first, then the mean, then each class.
+    """The rows of the runs' metrics, worst class first, then the mean, all classes together, and each class.
 
     Each has run (its arm, and its seed where the arm has several: unlike the name in run.json no two runs share
-    it), method, seed, class (an index, "worst" or "mean"), name, n_train, metric and value (None where undefined),
-    so that it can be written as JSON.
+    it), method, seed, class (an index, "worst", "mean" or "all"), name, n_train, metric and value (None where
+    undefined), so that it can be written as JSON.
 
     Raises:
         UserError: as `read_run`, and runs whose classes differ.
     """
-    order = {"worst": -2, "mean": -1}
+    order = {"worst": -3, "mean": -2, "all": -1}
     rows = []
     for title, run in _titled(arms_of(read_runs(runs))):
         for row in sorted(run.rows, key=lambda row: order.get(row["class"], row["class"])):
@@ -149,7 +149,8 @@ def metric_tables(arms: Sequence[Arm]) -> list[dict[str, Any]]:
     classes, runs = arms[0].runs[0].classes, [run for arm in arms for run in arm.runs]
     counts = _training_counts(runs)
     real = {y: value for run in runs for y, value in run.scores("n_reference").items()}
-    present = {row["metric"] for run in runs for row in run.rows} - {"n_reference", "n_generated"}
+    by_class = {row["metric"] for run in runs for row in run.rows if row["class"] != "all"}
+    present = by_class - {"n_reference", "n_generated"}
     names = [name for name in METRICS if name in present] + sorted(present - set(METRICS))
     tables = []
     for metric in names:

@@ -30,7 +30,7 @@ class Run:
     facts: dict[str, Any]  # run.json
     settings: dict[str, Any]
     history: list[dict[str, Any]]  # one (round, class) each, in this order
-    rows: list[dict[str, Any]]  # metrics.csv: class is an index, "worst" or "mean"
+    rows: list[dict[str, Any]]  # metrics.csv: class is an index, "worst", "mean" or "all"
 
     @property
     def name(self) -> str:
@@ -148,7 +148,7 @@ def _read_metrics(path: Path, classes: int) -> list[dict[str, Any]]:
     rows, seen = [], set()
     for number, line in enumerate(lines, 2):
         try:
-            y = line["class"] if line["class"] in ("worst", "mean") else int(line["class"])
+            y = line["class"] if line["class"] in ("worst", "mean", "all") else int(line["class"])
             row = {
                 "method": line["method"],
                 "seed": int(line["seed"]),
