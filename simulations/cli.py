@@ -164,6 +164,20 @@ def extractor(
 
 
 @app.command()
+def export(
+    run: RunFolder,
+    folder: Annotated[Path, typer.Argument(metavar="DIR")],
+    name: Annotated[str, typer.Option("--class", help="The class, by its name or its number.")],
+    which: Which = "last",
+) -> None:
+    """Write a class's U-Net into the new folder DIR, from which diffusers' DDPMPipeline.from_pretrained samples."""
+    from simulations.export import export as write
+
+    write(run, name, folder, which)
+    print(f"{folder}: diffusers.DDPMPipeline.from_pretrained({str(folder)!r}) loads it; README.md there says how")
+
+
+@app.command()
 def report(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN...")],
     out: Annotated[Path | None, typer.Option(help="The page; by default report.html in the first run.")] = None,

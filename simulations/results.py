@@ -114,9 +114,7 @@ def change_measuring(folder: Path, changes: dict[str, Any]) -> None:
     """
     trained = [key for key in changes if key not in MEASURING]
     if trained:
-        raise UserError(
-            f"{trained[0]} is a setting of the training: of a run that is there, {', '.join(MEASURING)} change"
-        )
+        raise UserError(f"{trained[0]} is no setting of measuring: what may change is {', '.join(MEASURING)}")
     config = RunConfig.of(run_config(folder).settings(), changes)
     run_extractor(config)
     write_atomic(folder / "config.toml", write_settings(config.settings()).encode())

@@ -94,7 +94,7 @@ def test_an_extractor_of_other_images_classes_or_nothing_is_refused(trained, tmp
         with pytest.raises(UserError, match=says):
             read_extractor(RunConfig.of(settings), CPU)
     images = tmp_path / "letters.npz"
-    np.savez(images, images=np.zeros((40, 8, 8), np.uint8), labels=np.repeat(list("ab"), 20))
+    np.savez(images, images=np.zeros((40, 8, 8), np.uint8), labels=np.repeat([0, 1], 20))
     letters = RunConfig(extractor=str(path), data="npz", data_path=str(images), held_out=2, test=4)
     with pytest.raises(UserError, match="other classes"):
         read_extractor(letters, CPU)
