@@ -1,5 +1,6 @@
 """`fedmutual`: what a person types."""
 
+import itertools
 import json
 import os
 import sys
@@ -262,6 +263,38 @@ def bench(
     for row in rows:
         times = (f"{1e3 * row[key]:.3f}" for key in ("seconds", "bare_seconds"))
         table.add_row(row["network"], str(row["batch"]), str(row["peers"]), *times, f"{row['ratio']:.2f}")
+    Console().print(table)
+
+
+@app.command()
+def steps(
+    run: RunFolder,
+    numbers: Annotated[str, typer.Option("--steps", help="Numbers of steps, with commas between them.")] = "5,10,20,50",
+    seeds: Annotated[int, typer.Option(help="Times that each sampler draws, for intervals.")] = 3,
+    extractor: Annotated[str, typer.Option(help="Measure in these features too; by default the run's setting.")] = "",
+    which: Which = "last",
+    as_json: AsJson = False,
+) -> None:
+    """Compare few-step samplers with full sampling on a run's networks: seconds, and distance to real images."""
+    if not all(part.strip().isdecimal() for part in numbers.split(",")):
+        raise UserError(f"--steps {numbers}: give whole numbers with commas between them, such as 5,10,20")
+
+    from simulations.steps import few_steps
+
+    with progress("sampling", 100, "%") as advance:
+        rows = few_steps(run, [int(part) for part in numbers.split(",")], seeds, which, extractor, advance)
+    if as_json:
+        return _print_json(rows)
+    metric = rows[-3]["metric"]  # in features, where there are any
+    shown = [(metric, "worst"), (metric, "mean"), ("from-full", "mean")]
+    table = Table("sampler", "steps", "seconds", "of full", box=None, padding=(0, 2, 0, 0))
+    for name, class_ in shown:
+        table.add_column(f"{name}, {class_}", justify="right")
+    for (sampler, count), group in itertools.groupby(rows, key=lambda row: (row["sampler"], row["steps"])):
+        own = {(row["metric"], row["class"]): row for row in group}
+        values = [f"{own[key]['mean']:.3g} ± {own[key]['ci95']:.2g}" for key in shown]
+        seconds, share = own[shown[0]]["seconds"], own[shown[0]]["share"]
+        table.add_row(sampler, str(count), f"{seconds:.2f}", f"1/{1 / share:.0f}", *values)
     Console().print(table)
 
 

@@ -77,7 +77,8 @@ def export(run: Path, name: str, folder: Path, which: str = "last") -> None:
     network = networks[y]
     if not isinstance(network, UNet):
         raise UserError(
-            f"diffusers' DDPMPipeline takes a class's own U-Net, and this run has network = {config.network}"
+            f"diffusers' DDPMPipeline takes a class's own U-Net, and this run has none: its method is "
+            f"{facts['method']}, its network = {config.network}"
         )
     if any(network.padding):
         raise UserError(

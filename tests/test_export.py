@@ -1,5 +1,6 @@
 """A class's network as a folder of diffusers: loaded and sampled by diffusers itself."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,7 @@ import torch
 from conftest import SMALL, LocalGrid, federate
 from diffusers import DDIMScheduler, DDPMPipeline
 
-from fedmutual.config import RunConfig, UserError
+from fedmutual.config import RunConfig, UserError, write_settings
 from fedmutual.diffusion.sampling import sample
 from fedmutual.learning.igd import make_process
 from simulations.export import export
@@ -93,23 +94,28 @@ def test_a_number_names_a_class_too_and_an_empty_folder_will_do(run, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["empty"]
 
 
-def test_what_diffusers_cannot_run_is_refused(run, tmp_path, small):
+def test_what_diffusers_cannot_run_is_refused(run, tmp_path):
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").touch()
     with pytest.raises(UserError, match="there already"):
         export(Path(run.out), "3", tmp_path / "full")
     with pytest.raises(UserError, match="no class '9': there are 3, 7"):
         export(Path(run.out), "9", tmp_path / "new")
-    for number, (changes, says) in enumerate(
-        [
-            ({}, "own U-Net.*network = mlp"),
-            ({"process": "ou", **UNET}, "needs process = ddpm"),
-            ({"parametrisation": "score"}, "needs parametrisation = noise"),
-            ({**UNET, "multipliers": "1,1,1,1,1"}, "pads images of shape .*fewer levels"),
-        ]
-    ):
-        config = small(**changes, out=str(tmp_path / f"run-{number}"), rounds=1, local_steps=1)
-        federate(config)
+    for changes, says in [
+        ({"process": "ou"}, "needs process = ddpm"),
+        ({"parametrisation": "score"}, "needs parametrisation = noise"),
+    ]:
+        copy = tmp_path / next(iter(changes))
+        shutil.copytree(run.out, copy)
+        (copy / "config.toml").write_text(write_settings(run.settings() | changes))
+        with pytest.raises(UserError, match=says):
+            export(copy, "3", tmp_path / "new")
+    for name, changes, says in [
+        ("mlp", {"network": "mlp"}, "own U-Net.*network = mlp"),
+        ("deep", {"multipliers": "1,1,1,1,1"}, "pads images of shape .*fewer levels"),
+    ]:
+        config = run.but(**changes, out=str(tmp_path / name), store=str(tmp_path / "clients"), rounds=1, local_steps=1)
+        federate(config, LocalGrid(range(2)))
         with pytest.raises(UserError, match=says):
             export(Path(config.out), "3", tmp_path / "new")
     assert not (tmp_path / "new").exists()

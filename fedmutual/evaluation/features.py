@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from fedmutual.checkpoint import CheckpointError, load, save
 from fedmutual.config import RunConfig, UserError
 from fedmutual.data.sources import class_names, load_class, load_test, sample_shape, training_counts
-from fedmutual.evaluation.metrics import Array, inception_score, set_metrics
+from fedmutual.evaluation.metrics import Array, frechet_distance, inception_score, set_metrics
 from fedmutual.seeds import derive
 
 INCEPTION_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
@@ -68,15 +68,18 @@ class Extractor:
         return Features.joined([Features(*(out.double().cpu().numpy() for out in pair)) for pair in outputs])
 
     def metrics(self, generated: Features, reference: Features) -> dict[str, float]:
-        """Fréchet and kernel distance, precision, recall and F8 in features.
-
-        The Fréchet distance is nan where either side has no more samples than features, because its covariance
-        is then singular and the number tells the sample size; the kernel distance is unbiased there too.
-        """
-        measured = set_metrics(generated.features, reference.features)
-        if min(len(generated.features), len(reference.features)) <= generated.features.shape[1]:
-            measured["fd"] = math.nan
+        """Fréchet and kernel distance, precision, recall and F8 in features; the first as `frechet` has it."""
+        measured = set_metrics(generated.features, reference.features) | {"fd": self.frechet(generated, reference)}
         return {self.name(metric): value for metric, value in measured.items()}
+
+    def frechet(self, generated: Features, reference: Features) -> float:
+        """The Fréchet distance in features; nan where either side has no more samples than features.
+
+        Its covariance is then singular, and the number tells the sample size. The kernel distance is unbiased
+        there too.
+        """
+        few = min(len(generated.features), len(reference.features)) <= generated.features.shape[1]
+        return math.nan if few else frechet_distance(generated.features, reference.features)
 
     def set_metrics(self, generated: Features, reference: Features) -> dict[str, float]:
         """`metrics` of all classes together, as the literature has them, and their inception score.
