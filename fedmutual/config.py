@@ -134,6 +134,11 @@ class RunConfig(BaseModel):
     sampler: Literal["ddpm", "exponential", "ddim", "dpm-solver++"] = Field("ddpm", description="of samples")
     sampling_steps: Count = Field(0, description="steps of the sampler; 0: one for each training time")
     clip_samples: bool = Field(True, description="keep the sampler's guess of x_0 inside [-1, 1]")
+    extractor: str = Field(
+        "",
+        description="file for measures in features: of `fedmutual extractor` ({seed} stands for the seed), or the "
+        "literature's Inception weights (.pth); empty: none",
+    )
 
     @model_validator(mode="after")
     def _consistent(self) -> "RunConfig":

@@ -1,5 +1,6 @@
 """`fedmutual`: what a person types."""
 
+import itertools
 import json
 import os
 import sys
@@ -85,6 +86,10 @@ def simulate(
 
     from simulations.federated import Simulation  # Flower and torch take seconds to import
 
+    if config.extractor and config.samples:
+        from simulations.results import run_extractor
+
+        run_extractor(config)  # a file that does not fit is found before the training, not after it
     simulation, refused = Simulation(config, cpus, gpus), 0
     with progress("training", config.rounds, "rounds") as advance:
 
@@ -102,8 +107,15 @@ def simulate(
 
 
 @app.command()
-def evaluate(run: RunFolder, which: Which = "last", as_json: AsJson = False) -> None:
-    """Draw samples of a run's checkpoint anew and measure them; rewrites its metrics, samples and report."""
+def evaluate(run: RunFolder, which: Which = "last", settings: Settings = None, as_json: AsJson = False) -> None:
+    """Draw samples of a run's checkpoint anew and measure them; rewrites its metrics, samples and report.
+
+    Settings that say how to measure may change, such as extractor, samples or sampler, and stay with the run.
+    """
+    if settings:
+        from simulations.results import change_measuring
+
+        change_measuring(run, parse_assignments(settings))
     _evaluate(run, which)
     _report([run], run / "report.html", as_json)
 
@@ -160,6 +172,46 @@ def audit(
     if as_json:
         return _print_json(rows)
     print("These are the attacks that were tried: a low number is no proof of privacy.")
+
+
+@app.command()
+def extractor(
+    preset: Preset = "digits",
+    settings: Settings = None,
+    out: Annotated[Path | None, typer.Option(help="The file; by default extractors/PRESET-SEED.safetensors.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Train a classifier for measures in features: fd-features, is-features, precision-features and so on.
+
+    It learns from the training images of PRESET's data, as many of each class, whatever the long tail; its
+    accuracy on the test part is recorded in the file. Use it with -s extractor=FILE.
+    """
+    config = RunConfig.of(read_preset(preset), parse_assignments(settings or []))
+
+    from client.app import pick_device
+    from fedmutual.evaluation.features import train_extractor
+
+    path = out or Path("extractors") / f"{Path(preset).stem}-{config.seed}.safetensors"
+    with progress("training", 100, "%") as advance:
+        facts = train_extractor(config, path, pick_device(config), advance)
+    if as_json:
+        return _print_json([facts])
+    right = f"{100 * facts['accuracy']:.1f} % of {facts['test_images']} test images"
+    print(f"{path}: {facts['training_images']} training images, {right} told right, sha256 {facts['sha256'][:16]}")
+
+
+@app.command()
+def export(
+    run: RunFolder,
+    folder: Annotated[Path, typer.Argument(metavar="DIR")],
+    name: Annotated[str, typer.Option("--class", help="The class, by its name or its number.")],
+    which: Which = "last",
+) -> None:
+    """Write a class's U-Net into the new folder DIR, from which diffusers' DDPMPipeline.from_pretrained samples."""
+    from simulations.export import export as write
+
+    write(run, name, folder, which)
+    print(f"{folder}: diffusers.DDPMPipeline.from_pretrained({str(folder)!r}) loads it; README.md there says how")
 
 
 @app.command()
@@ -294,6 +346,38 @@ def bench(
 
 
 @app.command()
+def steps(
+    run: RunFolder,
+    numbers: Annotated[str, typer.Option("--steps", help="Numbers of steps, with commas between them.")] = "5,10,20,50",
+    seeds: Annotated[int, typer.Option(help="Times that each sampler draws, for intervals.")] = 3,
+    extractor: Annotated[str, typer.Option(help="Measure in these features too; by default the run's setting.")] = "",
+    which: Which = "last",
+    as_json: AsJson = False,
+) -> None:
+    """Compare few-step samplers with full sampling on a run's networks: seconds, and distance to real images."""
+    if not all(part.strip().isdecimal() for part in numbers.split(",")):
+        raise UserError(f"--steps {numbers}: give whole numbers with commas between them, such as 5,10,20")
+
+    from simulations.steps import few_steps
+
+    with progress("sampling", 100, "%") as advance:
+        rows = few_steps(run, [int(part) for part in numbers.split(",")], seeds, which, extractor, advance)
+    if as_json:
+        return _print_json(rows)
+    metric = rows[-3]["metric"]  # in features, where there are any
+    shown = [(metric, "worst"), (metric, "mean"), ("from-full", "mean")]
+    table = Table("sampler", "steps", "seconds", "of full", box=None, padding=(0, 2, 0, 0))
+    for name, class_ in shown:
+        table.add_column(f"{name}, {class_}", justify="right")
+    for (sampler, count), group in itertools.groupby(rows, key=lambda row: (row["sampler"], row["steps"])):
+        own = {(row["metric"], row["class"]): row for row in group}
+        values = [f"{own[key]['mean']:.3g} ± {own[key]['ci95']:.2g}" for key in shown]
+        seconds, share = own[shown[0]]["seconds"], own[shown[0]]["share"]
+        table.add_row(sampler, str(count), f"{seconds:.2f}", f"1/{1 / share:.0f}", *values)
+    Console().print(table)
+
+
+@app.command()
 def credentials(
     folder: Annotated[Path, typer.Argument(metavar="DIR")],
     clients: Annotated[int, typer.Option(min=1, help="Clients that get a key pair.")],
@@ -340,9 +424,9 @@ def _evaluate(folder: Path, which: str) -> None:
     from simulations.results import evaluate as measure
     from simulations.results import read_networks
 
-    classes = len(read_networks(folder, which)[1])
-    done = iter(range(1, classes + 1))
-    with progress("sampling", classes, "classes") as advance:
+    steps = 2 * len(read_networks(folder, which)[1])  # a class is drawn, then measured
+    done = iter(range(1, steps + 1))
+    with progress("sampling, measuring", steps, "steps") as advance:
         measure(folder, which, lambda y: advance(next(done)))
 
 

@@ -15,11 +15,12 @@ from torch import Tensor, nn
 from client.app import pick_device
 from fedmutual.baselines.memory import Memory
 from fedmutual.checkpoint import CheckpointError, load, load_newest, write_atomic
-from fedmutual.config import RunConfig, UserError, read_settings
+from fedmutual.config import RunConfig, UserError, read_settings, write_settings
 from fedmutual.data.sources import load_class, load_test, num_classes, sample_shape
 from fedmutual.diffusion import Process
 from fedmutual.diffusion.sampling import sample
 from fedmutual.evaluation import class_metrics, summarise
+from fedmutual.evaluation.features import Extractor, Features, read_extractor
 from fedmutual.learning.igd import make_process
 from fedmutual.networks import OfClass, build, build_conditional
 from fedmutual.records import Network
@@ -27,6 +28,9 @@ from fedmutual.seeds import generator
 from server.journal import SHARED, checkpoints, networks_in
 
 OnClass = Callable[[int], None]
+
+MEASURING = ("samples", "sampler", "sampling-steps", "clip-samples", "extractor")
+"""Settings that say how a run is measured, and not what was trained."""
 
 
 def run_config(folder: Path) -> RunConfig:
@@ -139,36 +143,74 @@ def draw(
     )
 
 
+def change_measuring(folder: Path, changes: dict[str, Any]) -> None:
+    """Change settings of `MEASURING` in a run's config.toml.
+
+    Raises:
+        UserError: other settings, values that their checks refuse, or an extractor that does not fit.
+    """
+    trained = [key for key in changes if key not in MEASURING]
+    if trained:
+        raise UserError(f"{trained[0]} is no setting of measuring: what may change is {', '.join(MEASURING)}")
+    config = RunConfig.of(run_config(folder).settings(), changes)
+    run_extractor(config)
+    write_atomic(folder / "config.toml", write_settings(config.settings()).encode())
+
+
+def run_extractor(config: RunConfig) -> Extractor | None:
+    """The extractor of the settings, which has seen none of the test part; None where they name none.
+
+    Raises:
+        UserError: as `read_extractor`, or it was trained on images of the test part.
+    """
+    extractor = read_extractor(config, pick_device(config))
+    if extractor:
+        extractor.check_unseen(torch.cat([load_test(config, y) for y in range(num_classes(config))]))
+    return extractor
+
+
 def evaluate(folder: Path, which: str = "last", on_class: OnClass = lambda y: None) -> list[dict[str, Any]]:
     """Draw samples, measure them against the test part, and write `samples/` and `metrics.csv`; the rows of the latter.
 
-    A row is {method, seed, class, n_train, metric, value}; class is an index, `worst` or `mean`.
+    A row is {method, seed, class, n_train, metric, value}; class is an index, `worst` or `mean`, and, with an
+    extractor, `all`: the measures in features of all classes together. `on_class` is called when a class is drawn
+    and again when it is measured.
     """
     config = run_config(folder)
     if config.samples < 2:
         raise UserError("samples must be at least 2 to measure anything: set -s samples=500")
+    extractor = run_extractor(config)
     generated = draw_samples(folder, config.samples, which, on_class)
     real = {y: load_test(config, y) for y in generated}
     write_samples(folder / "samples", generated, real)
-    method = json.loads((folder / "run.json").read_text())["method"]
-    rows, by_metric = [], {}
-    for y in range(num_classes(config)):
-        if y not in generated:
-            continue
+    facts = json.loads((folder / "run.json").read_text())
+    rows, by_metric, features = [], {}, []
+    for y in sorted(generated):
         train = load_class(config, y).train
-        for metric, value in class_metrics(generated[y].numpy(), real[y].numpy(), train.numpy()).items():
-            rows.append(_row(method, config.seed, y, len(train), metric, value))
+        measured = class_metrics(generated[y].numpy(), real[y].numpy(), train.numpy())
+        if extractor:
+            features.append((extractor(generated[y]), extractor(real[y])))
+            measured |= extractor.metrics(*features[-1])
+        for metric, value in measured.items():
+            rows.append(_row(facts["method"], config.seed, y, len(train), metric, value))
             by_metric.setdefault(metric, {})[y] = value
+        on_class(y)
     for metric, values in by_metric.items():
         if not metric.startswith("n_"):
             summary = summarise(metric, values)
-            rows.append(_row(method, config.seed, "worst", None, metric, summary.worst))
-            rows.append(_row(method, config.seed, "mean", None, metric, summary.mean))
+            rows.append(_row(facts["method"], config.seed, "worst", None, metric, summary.worst))
+            rows.append(_row(facts["method"], config.seed, "mean", None, metric, summary.mean))
+    if extractor:
+        measured = extractor.set_metrics(*(Features.joined(side) for side in zip(*features, strict=True)))
+        measured |= {count: sum(by_metric[count].values()) for count in ("n_reference", "n_generated")}
+        rows += [_row(facts["method"], config.seed, "all", None, metric, value) for metric, value in measured.items()]
     text = StringIO()
     writer = csv.DictWriter(text, fieldnames=list(_row("", 0, "", 0, "", 0.0)), lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
     write_atomic(folder / "metrics.csv", text.getvalue().encode())
+    facts["extractor"] = extractor.facts if extractor else None
+    write_atomic(folder / "run.json", json.dumps(facts, indent=1).encode())
     return rows
 
 

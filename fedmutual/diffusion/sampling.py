@@ -63,18 +63,22 @@ def _exponential(predict: Predict, process: Process, x: Tensor, steps: int, gene
     return x
 
 
+def betas(process: Process) -> Tensor:
+    """The variances of single steps, 1 - (alpha_j / alpha_{j-1})², [N], in float64 on the CPU."""
+    alpha = process.alpha.double().cpu()
+    return 1 - (alpha / torch.cat([alpha.new_ones(1), alpha[:-1]])).square()
+
+
 def _diffusers(name: str) -> Callable[..., Tensor]:
-    """A scheduler of diffusers over the process's own betas, 1 - (alpha_j / alpha_{j-1})²."""
+    """A scheduler of diffusers over the process's own betas."""
 
     def run(predict: Predict, process: Process, x: Tensor, steps: int, generator: torch.Generator) -> Tensor:
         import diffusers  # seconds to import, and only few-step sampling needs it
 
-        alpha = process.alpha.double().cpu()
-        betas = 1 - (alpha / torch.cat([alpha.new_ones(1), alpha[:-1]])).square()
         options = {"clip_sample": False} if name == "DDIMScheduler" else {}
         scheduler = getattr(diffusers, name)(
-            trained_betas=betas.numpy(),
-            num_train_timesteps=len(betas),
+            trained_betas=betas(process).numpy(),
+            num_train_timesteps=len(process),
             timestep_spacing="trailing",
             **options,
         )

@@ -11,13 +11,16 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy.special import log_softmax, logsumexp
 
 from fedmutual.config import UserError
 
 Array = NDArray[np.float64]
 
-LARGER_IS_WORSE = frozenset({"fd", "fd-features", "kid", "kl", "memorisation"})
-SMALLER_IS_WORSE = frozenset({"precision", "recall", "f8"})
+_FEATURES = ("", "-features", "-inception")  # what a measure is taken in: data itself, or the features of a network
+
+LARGER_IS_WORSE = frozenset({"fd", "fd-features", "fid", "kid", "kid-features", "kid-inception", "kl", "memorisation"})
+SMALLER_IS_WORSE = frozenset(f"{name}{features}" for name in ("precision", "recall", "f8") for features in _FEATURES)
 
 _BLOCK = 2**22  # numbers held at once while distances are computed
 
@@ -164,11 +167,30 @@ def memorisation(generated: ArrayLike, train: ArrayLike, ratio: float = 1 / 3) -
     return float(np.concatenate(copied).mean())
 
 
-def class_metrics(generated: ArrayLike, reference: ArrayLike, train: ArrayLike) -> dict[str, float]:
-    """Every measure of one class: fd, kid, precision, recall, f8, memorisation, n_reference, n_generated.
+def inception_score(logits: ArrayLike, splits: int = 10) -> float:
+    """exp E_x KL(p(y | x) || E_x p(y | x)), from a classifier's `logits: [n, classes]` of generated samples.
 
-    `generated`, `reference` (real samples that no training saw) and `train` are `[n, *dims]` of one shape. nan
-    for what too few samples leave undefined.
+    Salimans et al., 2016: the mean over `splits` parts of the set. Every `splits`-th sample goes to the same
+    part, so that samples that come sorted by class spread evenly. From 1, where all samples look like one class
+    or like none, to the number of classes. nan with fewer samples than parts. Tested against
+    `torchmetrics.image.inception.InceptionScore`.
+
+    Raises:
+        UserError: values that are not finite.
+    """
+    logits = _flat(logits)
+    if len(logits) < splits:
+        return math.nan
+    log_p = log_softmax(logits, axis=1)
+    scores = []
+    for part in (log_p[first::splits] for first in range(splits)):
+        marginal = logsumexp(part, axis=0) - math.log(len(part))
+        scores.append(math.exp((np.exp(part) * (part - marginal)).sum(1).mean()))
+    return sum(scores) / splits
+
+
+def set_metrics(generated: ArrayLike, reference: ArrayLike) -> dict[str, float]:
+    """fd, kid, precision, recall and f8 of two sets; nan for what too few samples leave undefined.
 
     Raises:
         UserError: different dimensions, or values that are not finite.
@@ -182,9 +204,22 @@ def class_metrics(generated: ArrayLike, reference: ArrayLike, train: ArrayLike) 
         "precision": precision,
         "recall": recall,
         "f8": f_beta(precision, recall),
+    }
+
+
+def class_metrics(generated: ArrayLike, reference: ArrayLike, train: ArrayLike) -> dict[str, float]:
+    """Every measure of one class in data space: `set_metrics`, memorisation, n_reference, n_generated.
+
+    `generated`, `reference` (real samples that no training saw) and `train` are `[n, *dims]` of one shape.
+
+    Raises:
+        UserError: different dimensions, or values that are not finite.
+    """
+    return {
+        **set_metrics(generated, reference),
         "memorisation": memorisation(generated, train),
-        "n_reference": float(len(reference)),
-        "n_generated": float(len(generated)),
+        "n_reference": float(len(_flat(reference))),
+        "n_generated": float(len(_flat(generated))),
     }
 
 

@@ -1,0 +1,289 @@
+"""Features of images: of a classifier trained here, or of the literature's Inception network.
+
+Measures in features are named after the features. Those of a classifier trained here are `fd-features`,
+`kid-features` and so on, and compare nothing but runs measured by the same file. The names `fid` and `is` are
+kept for the one network that the literature's numbers were made with, told by the SHA-256 of its weights.
+"""
+
+import hashlib
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from fedmutual.checkpoint import CheckpointError, load, save
+from fedmutual.config import RunConfig, UserError
+from fedmutual.data.sources import class_names, load_class, load_test, sample_shape, training_counts
+from fedmutual.evaluation.metrics import Array, frechet_distance, inception_score, set_metrics
+from fedmutual.seeds import derive
+
+INCEPTION_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
+"""Of the weights that pytorch-fid and torch-fidelity publish as *inception-2015-12-05-6726825d.pth, converted
+from the TensorFlow graph of Heusel et al., 2017."""
+
+STEPS, PASSES, BATCH, LEARNING_RATE = 1500, 30, 128, 3e-3
+"""Of an extractor's training: so many steps, or passes over the images if those are fewer. Seconds for 8x8 digits
+and minutes for Fashion-MNIST on one core."""
+
+SEEN = 0.01
+"""Share of a run's test images that its extractor may have been trained on: the duplicates of a data set."""
+
+
+class Features(NamedTuple):
+    """What a network sees in n images: features [n, d], and logits [n, classes] of its own classes."""
+
+    features: Array
+    logits: Array
+
+    @classmethod
+    def joined(cls, parts: Sequence["Features"]) -> "Features":
+        """The features of all parts, one after the other."""
+        return cls(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
+
+
+@dataclass(frozen=True)
+class Extractor:
+    """A network that turns images [n, *dims] into `Features`, and the names of the measures in them.
+
+    network: images to (features, logits); suffix: of the measures' names; names: measures that have a name of
+    their own; facts: what a report must say about it, its file and SHA-256 among them.
+    """
+
+    network: Callable[[Tensor], tuple[Tensor, Tensor]]
+    suffix: str
+    names: Mapping[str, str]
+    facts: Mapping[str, Any]
+    device: torch.device
+    trained_on: frozenset[int] = frozenset()
+
+    @torch.no_grad()
+    def __call__(self, images: Tensor, batch: int = 256) -> Features:
+        """The features of `images`, float in [-1, 1]; at least one."""
+        outputs = [self.network(part.to(self.device, torch.float32)) for part in images.split(batch)]
+        return Features.joined([Features(*(out.double().cpu().numpy() for out in pair)) for pair in outputs])
+
+    def metrics(self, generated: Features, reference: Features) -> dict[str, float]:
+        """Fréchet and kernel distance, precision, recall and F8 in features; the first as `frechet` has it."""
+        measured = set_metrics(generated.features, reference.features) | {"fd": self.frechet(generated, reference)}
+        return {self.name(metric): value for metric, value in measured.items()}
+
+    def frechet(self, generated: Features, reference: Features) -> float:
+        """The Fréchet distance in features; nan where either side has no more samples than features.
+
+        Its covariance is then singular, and the number tells the sample size. The kernel distance is unbiased
+        there too.
+        """
+        few = min(len(generated.features), len(reference.features)) <= generated.features.shape[1]
+        return math.nan if few else frechet_distance(generated.features, reference.features)
+
+    def set_metrics(self, generated: Features, reference: Features) -> dict[str, float]:
+        """`metrics` of all classes together, as the literature has them, and their inception score.
+
+        The score of one class alone says nothing: it is 1 where every sample shows that class.
+        """
+        return {**self.metrics(generated, reference), self.name("is"): inception_score(generated.logits)}
+
+    def name(self, metric: str) -> str:
+        """What `metric` is called in these features."""
+        return self.names.get(metric, f"{metric}-{self.suffix}")
+
+    def check_unseen(self, images: Tensor) -> None:
+        """Raises `UserError` where the extractor was trained on more than `SEEN` of the test images `images`."""
+        seen = sum(mark in self.trained_on for mark in fingerprints(images))
+        if seen > SEEN * len(images):
+            raise UserError(
+                f"the extractor was trained on {seen} of {len(images)} images of this run's test part: train one "
+                f"with this run's seed (`fedmutual extractor PRESET -s seed=N`), and name it extractor-{{seed}}"
+            )
+
+
+def read_extractor(config: RunConfig, device: torch.device) -> Extractor | None:
+    """The extractor of the setting `extractor`; None where it is empty.
+
+    Raises:
+        UserError: no such file, a damaged one, one of other images or classes, or weights that are not the
+            literature's.
+    """
+    if not config.extractor:
+        return None
+    path = Path(config.extractor.replace("{seed}", str(config.seed))).expanduser()
+    if not path.is_file():
+        raise UserError(f"extractor = {path} is missing: train one with `fedmutual extractor PRESET --out FILE`")
+    if path.suffix == ".pth":
+        return _inception(path, sample_shape(config), device)
+    return _trained(path, sample_shape(config), class_names(config), device)
+
+
+# A classifier trained here
+
+
+class Classifier(nn.Module):
+    """A small residual network (He et al., 2016): images [n, channels, height, width] to features [n, 64], logits.
+
+    Three blocks of 16, 32 and 64 channels, each at half the resolution of the one before, and their mean over
+    places.
+    """
+
+    def __init__(self, channels: int, classes: int):
+        super().__init__()
+        widths = (16, 32, 64)
+        self.stem = _convolution(channels, widths[0], 3, 1)
+        self.blocks = nn.Sequential(*(_Block(a, b) for a, b in zip(widths[:1] + widths[:2], widths, strict=True)))
+        self.head = nn.Linear(widths[-1], classes)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        features = self.blocks(self.stem(x).relu()).mean((2, 3))
+        return features, self.head(features)
+
+
+class _Block(nn.Module):
+    def __init__(self, inputs: int, outputs: int):
+        super().__init__()
+        self.inner = _convolution(inputs, outputs, 3, 2)
+        self.outer = _convolution(outputs, outputs, 3, 1)
+        self.shortcut = _convolution(inputs, outputs, 1, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (self.outer(self.inner(x).relu()) + self.shortcut(x)).relu()
+
+
+def _convolution(inputs: int, outputs: int, size: int, stride: int) -> nn.Sequential:
+    """Convolution and batch normalisation, so that images of any scale will do."""
+    return nn.Sequential(nn.Conv2d(inputs, outputs, size, stride, size // 2, bias=False), nn.BatchNorm2d(outputs))
+
+
+def train_extractor(
+    config: RunConfig, path: Path, device: torch.device, on_percent: Callable[[int], None] = lambda done: None
+) -> dict[str, Any]:
+    """Train a classifier on the balanced training part of the settings' data, and save it; what it says of itself.
+
+    Every class counts the same: as many training images as the smallest class has, no long tail applied. The
+    test part only tells the accuracy, which is recorded in the file.
+
+    Raises:
+        UserError: no images, no test part, or a file that is there already.
+    """
+    if path.exists():
+        raise UserError(f"{path} is there already, and runs may be measured by it: name another file with --out")
+    shape, names = sample_shape(config), class_names(config)
+    if len(shape) != 3 or len(names) < 2:
+        raise UserError(f"an extractor needs images of two classes or more, and {config.data} has none")
+    images, labels = _balanced(config)
+    test = [load_test(config, y) for y in range(len(names))]
+    if not all(map(len, test)):
+        raise UserError("there is no test part to tell the extractor's accuracy by: set test, such as test=65")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive(config.seed, "extractor"))
+        network = _train(Classifier(shape[0], len(names)).to(device), images.to(device), labels.to(device), on_percent)
+    right = [int((_classes(network, part.to(device)) == y).sum()) for y, part in enumerate(test)]
+    meta = {
+        "data": config.data,
+        "seed": config.seed,
+        "shape": list(shape),
+        "class_names": names,
+        "training_images": len(images),
+        "test_images": sum(map(len, test)),
+        "accuracy": sum(right) / sum(map(len, test)),
+    }
+    tensors = {**network.state_dict(), "trained-on": torch.tensor(fingerprints(images))}
+    save(path, tensors, meta)
+    return {**meta, "file": str(path), "sha256": _sha256(path)}
+
+
+def _balanced(config: RunConfig) -> tuple[Tensor, Tensor]:
+    """(images [n, *dims], labels [n]) with equally many training images of each class."""
+    everything = config.but(imbalance="none", counts="", head_count=0)
+    balanced = everything.but(head_count=min(training_counts(everything)))
+    parts = [load_class(balanced, y).train for y in range(len(class_names(config)))]
+    labels = torch.repeat_interleave(torch.arange(len(parts)), torch.tensor([len(part) for part in parts]))
+    return torch.cat(parts), labels
+
+
+def _train(network: Classifier, images: Tensor, labels: Tensor, on_percent: Callable[[int], None]) -> Classifier:
+    """Cross-entropy by AdamW under a one-cycle learning rate; every pass over the images in a new order."""
+    steps = min(STEPS, PASSES * math.ceil(len(images) / BATCH))
+    optimizer = torch.optim.AdamW(network.parameters(), lr=LEARNING_RATE, weight_decay=0.05)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=steps)
+    network.train()
+    left: list[Tensor] = []
+    for step in range(steps):
+        if not left:
+            left = list(torch.randperm(len(images)).split(min(BATCH, len(images))))
+        rows = left.pop(0).to(images.device)
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(network(images[rows])[1], labels[rows]).backward()
+        optimizer.step()
+        schedule.step()
+        on_percent(100 * (step + 1) // steps)
+    return network.eval().requires_grad_(False)
+
+
+def _classes(network: Classifier, images: Tensor) -> Tensor:
+    return torch.cat([network(part)[1].argmax(1) for part in images.split(256)])
+
+
+def _trained(path: Path, shape: tuple[int, ...], names: list[str], device: torch.device) -> Extractor:
+    try:
+        tensors, meta = load(path)
+    except CheckpointError as error:
+        raise UserError(str(error)) from None
+    if meta.keys() < {"shape", "class_names", "accuracy"} or "trained-on" not in tensors:
+        raise UserError(f"{path} is no extractor: train one with `fedmutual extractor PRESET --out FILE`")
+    if tuple(meta["shape"]) != shape:
+        raise UserError(f"{path} was trained on images of shape {meta['shape']}, and this run's are {list(shape)}")
+    if meta["class_names"] != names:
+        raise UserError(f"{path} was trained on other classes ({', '.join(meta['class_names'])}) than this run's")
+    marks = frozenset(tensors.pop("trained-on").tolist())
+    network = Classifier(shape[0], len(names))
+    network.load_state_dict(tensors)
+    facts = {"file": path.name, "sha256": _sha256(path), **{key: meta[key] for key in meta if key != "class_names"}}
+    network.to(device).eval().requires_grad_(False)
+    return Extractor(network, "features", {}, facts, device, marks)
+
+
+def fingerprints(images: Tensor) -> list[int]:
+    """A 63-bit mark of each image, by which it is known again."""
+    digests = (hashlib.blake2b(image.numpy().tobytes(), digest_size=8).digest() for image in images.cpu())
+    return [int.from_bytes(digest, "big") >> 1 for digest in digests]
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+# The literature's
+
+
+def _inception(path: Path, shape: tuple[int, ...], device: torch.device) -> Extractor:
+    """torch-fidelity's port of the network that FID (Heusel et al., 2017) and the inception score are defined by.
+
+    Features are the 2048 of its last pooling, logits those of 1008 classes without bias. Images become bytes,
+    (x + 1) 127.5 rounded, and grey ones three equal channels; the network scales them to 299x299 as TensorFlow did.
+    """
+    sha256 = _sha256(path)
+    if sha256 != INCEPTION_SHA256:  # before it is read: a .pth is a pickle, which may run code
+        raise UserError(
+            f"{path} is not the literature's Inception (its SHA-256 begins with {sha256[:8]}, not "
+            f"{INCEPTION_SHA256[:8]}), so that no number from it may be called FID: use the published "
+            f"weights-inception-2015-12-05-6726825d.pth, or an extractor of your own"
+        )
+    if len(shape) != 3 or shape[0] not in (1, 3):
+        raise UserError(f"the Inception network takes grey and colour images, not samples of shape {list(shape)}")
+    try:
+        from torch_fidelity import FeatureExtractorInceptionV3
+    except ImportError:
+        raise UserError("the Inception network needs torch-fidelity: pip install 'fedmutual[inception]'") from None
+    network = FeatureExtractorInceptionV3("inception-v3-compat", ["2048", "logits_unbiased"], str(path)).to(device)
+
+    def run(images: Tensor) -> tuple[Tensor, Tensor]:
+        pixels = ((images + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+        return network(pixels.expand(-1, 3, -1, -1))
+
+    facts = {"file": path.name, "sha256": sha256}
+    return Extractor(run, "inception", {"fd": "fid", "is": "is"}, facts, device)
