@@ -26,6 +26,7 @@ from fedmutual.data import ClassData, load_class, num_classes, sample_shape, tra
 from server import averaging
 from server.bank import Made, Shelf
 from server.journal import Journal, read_history
+from simulations.audit import audit_run
 from simulations.federated import MUTUAL, App, Simulation
 from simulations.results import evaluate
 
@@ -120,7 +121,7 @@ def run_arm(
     gpus: int = -1,
     on_round: Progress = lambda round_: None,
 ) -> None:
-    """Train `method` under `config` into `folder`, draw its samples and measure them; what is done is not done again.
+    """Train `method` under `config` into `folder`, draw its samples, measure and audit them; what is done is not done again.
 
     A federated run that was cut short goes on where it was; any other starts anew. `config` holds the method's
     own settings, as `simulations.compare` resolves them.
@@ -138,6 +139,8 @@ def run_arm(
             _train_here(method, kind.how, config, folder, on_round)
     if config.samples and not (folder / "metrics.csv").exists():
         evaluate(folder)
+    if config.samples and not (folder / "audit.json").exists():
+        audit_run(folder)
 
 
 def is_trained(folder: Path) -> bool:
@@ -148,7 +151,8 @@ def is_trained(folder: Path) -> bool:
 
 def is_finished(folder: Path, config: RunConfig) -> bool:
     """Whether nothing of an arm is left to do."""
-    return is_trained(folder) and (not config.samples or (folder / "metrics.csv").exists())
+    measured = ("metrics.csv", "audit.json") if config.samples else ()
+    return is_trained(folder) and all((folder / name).exists() for name in measured)
 
 
 def _federate(method: str, app: App, config: RunConfig, folder: Path, cpus: int, gpus: int, on_round: Progress) -> None:

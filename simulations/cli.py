@@ -287,18 +287,12 @@ def compare(
     changes = {**read_preset(preset), **parse_assignments(settings or [])}
     folder = out or Path("runs") / f"compare-{Path(preset).stem}-{datetime.now():%Y%m%d-%H%M%S}"
 
-    from simulations import compare as comparison  # Flower and torch take seconds to import
-    from simulations.report import write_report
+    from simulations.compare import plan, run_arms  # Flower and torch take seconds to import
 
-    made = comparison.plan(changes, methods, seeds, folder)
+    made = plan(changes, methods, seeds, folder)
     with progress("comparing", len(made.arms), "arms") as advance:
-        comparison.compare(made, cpus, gpus, advance)
-    page = write_report(made.places, folder / "report.html")
-    rows = comparison.summary(made)
-    if as_json:
-        return _print_json(rows)
-    print_comparison(rows)
-    print(f"report: {page}")
+        run_arms(made, cpus, gpus, advance)
+    _report(made.places, folder / "report.html", as_json)
 
 
 @app.command()
@@ -461,20 +455,6 @@ def print_metrics(rows: list[dict[str, Any]]) -> None:
         cells = [values.get((arm, metric, name)) for metric in metrics for arm in arms]
         shown = ["" if value is None else f"{value:.3g}" for value in cells]
         table.add_row(name, str(counts.get(name, "")), *shown)
-    Console().print(table)
-
-
-def print_comparison(rows: list[dict[str, Any]]) -> None:
-    """A line a method: worst class and mean, and what it cost."""
-    metric = rows[0]["metric"] or "distance"
-    table = Table("method", "data", box=None, padding=(0, 2, 0, 0))
-    for column in (f"worst {metric}", f"mean {metric}", "parameters", "MB sent", "seconds"):
-        table.add_column(column, justify="right")
-    for row in rows:
-        shown = ["" if row[key] is None else f"{row[key]:.3g}" for key in ("worst", "mean")]
-        sent = (row["bytes_down"] + row["bytes_up"]) / 1e6
-        costs = [f"{row['parameters']:,.0f}", f"{sent:.3g}", f"{row['seconds_training']:.3g}"]
-        table.add_row(row["method"], row["data"], *shown, *costs)
     Console().print(table)
 
 

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import mean
 from typing import Any
 
 import torch
@@ -17,8 +16,7 @@ from fedmutual.checkpoint import write_atomic
 from fedmutual.config import RunConfig, UserError, read_settings, write_settings
 from fedmutual.data import num_classes, training_counts
 from simulations.arms import METHODS, is_finished, run_arm
-from simulations.report import DISTANCES
-from simulations.runs import NOT_THE_METHOD, read_run
+from simulations.runs import NOT_THE_METHOD
 
 SETTINGS = "comparison.toml"
 """In the comparison's folder: the settings that all arms have in common."""
@@ -147,7 +145,7 @@ def _same(before: dict[str, Any], now: dict[str, Any], folder: Path) -> None:
         )
 
 
-def compare(made: Plan, cpus: int = 0, gpus: int = -1, on_arm: OnArm = lambda done: None) -> None:
+def run_arms(made: Plan, cpus: int = 0, gpus: int = -1, on_arm: OnArm = lambda done: None) -> None:
     """Run the arms that are not finished: first those of one process, several at once, then the federated ones.
 
     Raises:
@@ -207,19 +205,3 @@ def _begin(threads: int) -> None:
         os._exit(1)
 
     threading.Thread(target=follow, daemon=True).start()
-
-
-def summary(made: Plan) -> list[dict[str, Any]]:
-    """A row a method: the worst class and the mean over classes, each the mean over seeds, and what it cost."""
-    rows = []
-    for method in dict.fromkeys(name for name, _ in made.arms):
-        runs = [read_run(made.place(arm)) for arm in made.arms if arm[0] == method]
-        metric = next((name for name in DISTANCES if runs[0].scores(name)), None)
-        row = {"method": method, "data": METHODS[method].data, "seeds": len(runs), "metric": metric}
-        for line in ("worst", "mean"):
-            values = [r["value"] for run in runs for r in run.rows if (r["class"], r["metric"]) == (line, metric)]
-            row[line] = mean(values) if values else None
-        for key in ("parameters", "bytes_down", "bytes_up", "seconds_training"):
-            row[key] = mean(run.facts[key] for run in runs)
-        rows.append(row)
-    return rows
