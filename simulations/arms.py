@@ -121,7 +121,7 @@ def run_arm(
     gpus: int = -1,
     on_round: Progress = lambda round_: None,
 ) -> None:
-    """Train `method` under `config` into `folder`, draw its samples, measure and audit them; what is done is not done again.
+    """Train `method` under `config` into `folder`, draw samples, measure and audit; what is done is not done again.
 
     A federated run that was cut short goes on where it was; any other starts anew. `config` holds the method's
     own settings, as `simulations.compare` resolves them.
