@@ -6,6 +6,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any, NamedTuple
 
+import numpy as np
 from torch import Tensor, nn
 
 from client.app import pick_device
@@ -81,7 +82,8 @@ def few_steps(
             for class_, over in (("worst", max), ("mean", mean)):
                 values = [over(distances[metric]) for distances in by_seed]
                 row = {"name": "sampling", "sampler": sampler, "steps": count, "samples": config.samples}
-                row |= {"metric": metric, "class": class_, "mean": mean(values), "ci95": interval(np.array(values))[1]}
+                middle, half = interval(np.array(values))
+                row |= {"metric": metric, "class": class_, "mean": middle, "ci95": half}
                 rows.append(row | {"seeds": seeds, "seconds": min(seconds), "share": share})
     return rows
 
