@@ -245,15 +245,17 @@ class Comparison:
         pooled = self.arm("pooled")
         difference = self.versus(ours, pooled, metric, "worst")
         if difference is None:
-            unknown = "What keeping the data apart costs is not known, as no arm was trained on pooled data"
+            why = f"{ours.label} and pooled share no seed" if pooled else "no arm was trained on pooled data"
+            unknown = f"What keeping the data apart costs is not known, as {why}"
             return f"{unknown}: the worst class is at {value} (0 is perfect)."
         against = f"{value}, {self.value(pooled, metric, 'worst')} with one network trained on pooled data"
         kind, amount = self.judge(difference, metric)
         seeds = f" (95 % interval, {difference.seeds} seeds)" if difference.half is not None else ""
         best = self._best([arm for arm in self.arms if arm.data == "pooled"], metric)
-        if best is not None and best is not pooled:
-            than_best = in_words(*self.judge(self.versus(ours, best, metric, "worst"), metric))
-            against += f"; against {best.label}, the best of the pooled arms, {than_best}"
+        than_best = self.versus(ours, best, metric, "worst")
+        if best is not pooled and than_best is not None:
+            words = in_words(*self.judge(than_best, metric))
+            against += f"; against {best.label}, the best of the pooled arms, {words}"
         price = {
             "worse": f"Keeping the data apart costs the worst class {amount}{seeds}",
             "better": f"Keeping the data apart costs the worst class nothing, it is {amount} better{seeds}",
@@ -262,8 +264,8 @@ class Comparison:
         return f"{price.get(kind, none)}: {against}."
 
     def _best(self, arms: Sequence[Arm], metric: str) -> Arm | None:
-        found = {arm.style: value.mean for arm in arms if (value := self.value(arm, metric, "worst"))}
-        return min((arm for arm in arms if arm.style in found), key=lambda arm: found[arm.style], default=None)
+        found = [(value.mean, arm) for arm in arms if (value := self.value(arm, metric, "worst"))]
+        return min(found, key=lambda pair: pair[0], default=(None, None))[1]
 
     def _gain(self, ours: Arm, metric: str) -> str:
         verdicts: dict[str, list[str]] = {}
@@ -289,7 +291,8 @@ class Comparison:
         moved = self.cost(ours, "bytes")
         cost = f"the whole training moved {size(moved)}" if moved is not None else "bytes were not recorded"
         of = "rarest" if self.ends else "worst"
-        classes = f"the {self.title('rarest')} classes" if self.ends else "the class that leaks most"
+        several = "classes" if len(self.ends.get("rarest", ())) > 1 else "class"
+        classes = f"the {self.title('rarest')} {several}" if self.ends else "the class that leaks most"
         leak = self.leak(ours, of)
         if leak is None:
             return f"What a peer learns about training samples has not been measured (`fedmutual audit`), and {cost}."

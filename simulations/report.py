@@ -1,4 +1,4 @@
-"""The report: one self-contained page, and table rows, made from run folders and from nothing else."""
+"""The report: one self-contained page, made from run folders and from nothing else."""
 
 import math
 from collections.abc import Sequence

@@ -17,11 +17,14 @@ def number(value: float | None) -> str:
 
 
 def interval(value: float, half: float | None) -> str:
-    """value ± half, both to two digits of half and no finer than the value needs: 8.75 ± 0.36."""
+    """value ± half: 8.75 ± 0.36. Two digits of the finer of both, and no finer than three of the value.
+
+    Without a half-width the value alone.
+    """
     if half is None or math.isnan(half):
         return number(value)
     finest = max(2, _places(value) + 1) if value else _places(half)
-    places = max(0, min(_places(half), finest) if half else finest)
+    places = min(max(_places(value), _places(half), 0), finest) if half else finest
     return f"{value:,.{places}f} ± {half:,.{places}f}"
 
 
