@@ -20,6 +20,9 @@ OnRound = Callable[[list[dict[str, Any]]], None]
 WORTHWHILE = 0.95
 """Share of a round that should be gradient steps: deployed, each message starts a client process anew."""
 
+MEASURABLE = 1e-3
+"""Seconds of gradient steps, as clients tell them, from which advice can be worked out."""
+
 STOPS = "the run stops: "
 """What the log's line with the reason begins with."""
 
@@ -48,7 +51,7 @@ def round_in_words(rows: list[dict[str, Any]], config: RunConfig) -> str:
     worst = max(done, key=lambda row: row["loss"])
     training, whole = max(row["seconds"] for row in done), rows[0]["round_seconds"]
     text += f", worst loss {worst['loss']:.4g} (class {worst['class']}), {whole:.1f} s"
-    if training >= WORTHWHILE * whole:
+    if not MEASURABLE <= training < WORTHWHILE * whole:
         return text
     steps = config.local_steps * (whole - training) / training * WORTHWHILE / (1 - WORTHWHILE)
     advice = f"local-steps = {math.ceil(steps):d} would make it {WORTHWHILE:.0%}"
