@@ -72,7 +72,9 @@ def unpack_network(record: ArrayRecord, like: Network, norm_bound: float) -> Net
 def _decode(name: str, array: Array, expected: Tensor) -> Tensor:
     """One array, whose header is compared with what is expected before memory is given to its values."""
     shape, dtype = tuple(expected.shape), str(expected.dtype).removeprefix("torch.")
-    if (tuple(array.shape), array.dtype, array.stype) != (shape, dtype, "numpy.ndarray"):
+    if array.stype != "numpy.ndarray":
+        raise Rejected(f"{name} is encoded as {array.stype!r}, not as NumPy does")
+    if (tuple(array.shape), array.dtype) != (shape, dtype):
         raise Rejected(f"{name} is {array.dtype}{list(array.shape)}, not {dtype}{list(shape)}")
     stream = BytesIO(array.data)
     try:

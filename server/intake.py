@@ -68,11 +68,7 @@ class Intake(Grid):
         """Called by httpx between a response's head and its body."""
         if response.is_success and response.url.path in FETCHES:
             self.left -= int(response.headers["content-length"])
-            self._check(self.left >= 0)
-
-    def _check(self, holds: bool) -> None:
-        if not holds:
-            raise Rejected(f"the reply is larger than max-reply-mb = {self.limit / 1e6:g} allows")
+            _check_size(self.left >= 0, self.limit)
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> list[Message]:
         """The replies that came in time, with a `Refusal` for each that was not taken in."""
@@ -107,7 +103,7 @@ class Intake(Grid):
             if message_id not in announced:
                 return None
             contents = self._fetch(announced[message_id])
-            reply = self._build(announced[message_id].object_id, contents)
+            reply = build(announced[message_id].object_id, contents, self.limit)
             # From here on, who replied and to what is what we know, not what the reply says of itself.
             answer = reply.error if reply.has_error() else reply.content
         except ObjectUnavailableError:
@@ -130,28 +126,7 @@ class Intake(Grid):
         ids = dict.fromkeys(reversed([part.object_id for part in iterate_object_tree(tree)]))
         return {object_id: pull(object_id) for object_id in ids}
 
-    def _build(self, message_id: str, contents: dict[str, bytes]) -> Message:
-        """The message that these parts make up."""
-        try:
-            heads = {part: get_object_head_values_from_object_content(content) for part, content in contents.items()}
-            chunk, array = ArrayChunk.__qualname__, Array.__qualname__
-            self._check(sum(len(contents[part]) for part in heads if heads[part][0] != chunk) <= DESCRIPTION)
-            whole = 0
-            for part, (kind, pieces, _) in heads.items():
-                if kind == array:
-                    order = json.loads(get_object_body(contents[part], Array))["arraychunk_ids"]
-                    whole += sum(len(contents[pieces[index]]) for index in order)
-            self._check(whole <= self.limit)
-            message = inflate_object_from_contents(message_id, contents)
-            if not isinstance(message, Message) or not (message.has_error() or message.has_content()):
-                raise TypeError(f"a {type(message).__name__} is no reply")
-        except Rejected:
-            raise
-        except Exception as error:  # hostile bytes make Flower's parsers raise nearly anything
-            raise Rejected(f"the reply cannot be read: {type(error).__name__}: {error}") from None
-        return message
-
-    # The rest is the grid's own.
+    # The rest is Flower's.
 
     def set_run(self, run: Any) -> None:
         self.grid.set_run(run)
@@ -171,3 +146,34 @@ class Intake(Grid):
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
         return self.grid.pull_messages(message_ids)
+
+
+def build(message_id: str, contents: dict[str, bytes], limit: int) -> Message:
+    """The message that its parts, {id: content}, make up.
+
+    Raises:
+        Rejected: they make up none, or arrays of more than `limit` bytes, or their description is too long.
+    """
+    try:
+        heads = {part: get_object_head_values_from_object_content(content) for part, content in contents.items()}
+        pieces = {part for part, (kind, _, _) in heads.items() if kind == ArrayChunk.__qualname__}
+        _check_size(sum(len(contents[part]) for part in heads.keys() - pieces) <= DESCRIPTION, limit)
+        whole = 0
+        for part, (kind, children, _) in heads.items():
+            if kind == Array.__qualname__:
+                named = json.loads(get_object_body(contents[part], Array))["arraychunk_ids"]
+                whole += sum(len(contents[children[index]]) for index in named)
+        _check_size(whole <= limit, limit)
+        message = inflate_object_from_contents(message_id, contents)
+        if not isinstance(message, Message):
+            raise TypeError(f"a {type(message).__name__} is no reply")
+        return message
+    except Rejected:
+        raise
+    except Exception as error:  # hostile bytes make Flower's parsers raise nearly anything
+        raise Rejected(f"the reply cannot be read: {type(error).__name__}: {error}") from None
+
+
+def _check_size(fits: bool, limit: int) -> None:
+    if not fits:
+        raise Rejected(f"the reply takes more than the {limit / 1e6:.3g} MB of max-reply-mb")
