@@ -4,7 +4,6 @@ import io
 import json
 import pickle
 import threading
-import time
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -13,7 +12,6 @@ from pathlib import Path
 import numpy as np
 from cryptography.hazmat.primitives.serialization import load_ssh_private_key
 from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MessageType, MetricRecord, RecordDict
-from flwr.app.message import Message as FlowerMessage
 from flwr.proto.message_pb2 import Message as ProtoMessage
 from flwr.proto.message_pb2 import ObjectTree
 from flwr.supercore.constant import HEAD_BODY_DIVIDER, HEAD_VALUE_DIVIDER
@@ -257,49 +255,53 @@ class HostileNode(threading.Thread):
         super().__init__(daemon=True)
         self.superlink, self.authority, self.key, self.y, self.script = superlink, authority, key, y, script
         self.sent: dict[int, Network] = {}
-        self.replay: Part | None = None
+        self.first: Part | None = None
         self.ended = threading.Event()
         self.hello = {"class": y, "partitions": 0}
 
     def run(self) -> None:
         private = load_ssh_private_key(self.key.read_bytes(), None)
         keys = (private, private.public_key())
-        with http_request_response(self.superlink, False, self.authority.read_bytes(), keys) as connection:
-            _, receive, send, _, _, pull, push, confirm = connection
-            while not self.ended.is_set():
-                received = receive()
-                if received is None:
-                    time.sleep(POLL)
-                    continue
-                message, tree = received
-                order, run = _inflate(message, tree, pull), message.metadata.run_id
-                confirm(run, message.metadata.message_id)
-                part = self.answer(order)
-                announced = FlowerMessage(RecordDict(), reply_to=order)
-                announced.metadata.__dict__["_message_id"] = part.id
-                wanted, session = send(announced, part.tree, 0.1)
-                for object_id, content in part.contents().items():
-                    if object_id in wanted:
-                        push(run, session, object_id, content)
+        while not self.ended.is_set():  # a SuperLink too busy to answer ends a connection
+            with http_request_response(self.superlink, False, self.authority.read_bytes(), keys) as connection:
+                self._serve(connection)
 
-    def answer(self, order: Message) -> Part:
+    def _serve(self, connection) -> None:
+        _, receive, send, _, _, pull, push, confirm = connection
+        while not self.ended.wait(POLL):
+            received = receive()
+            if received is None:
+                continue
+            message, tree = received
+            order, run = _inflate(message, tree, pull), message.metadata.run_id
+            confirm(run, message.metadata.message_id)
+            part, withheld = self.answer(order)
+            announced = Message(RecordDict(), reply_to=order)
+            announced.metadata.__dict__["_message_id"] = part.id
+            wanted, session = send(announced, part.tree, 0.1)
+            for object_id, content in part.contents().items():
+                if object_id in wanted and not withheld:
+                    push(run, session, object_id, content)
+
+    def answer(self, order: Message) -> tuple[Part, bool]:
+        """The reply, and whether to announce it and send nothing."""
         if order.metadata.message_type == MessageType.QUERY:
-            return Part.of(Message(RecordDict({"hello": MetricRecord(self.hello)}), reply_to=order))
+            return Part.of(Message(RecordDict({"hello": MetricRecord(self.hello)}), reply_to=order)), False
         round_ = order.content["order"]["round"]
         network = {name: a.numpy() for name, a in next(iter(order.content.array_records.values())).items()}
         kind = self.script.get(round_)
         if kind == "a replayed reply":
-            return self.replay
-        if kind:
+            return self.first, False
+        if kind in KINDS:
             made = KINDS[kind][0](order, network)
-            if isinstance(made, FlowerMessage) and made.has_content() and "numbers" in made.content:
+            if isinstance(made, Message) and made.has_content() and "numbers" in made.content:
                 told = made.content["numbers"]
                 told["class"] = self.y if told.get("class") == 0 else told["class"]
         else:
             made, self.sent[round_] = reply(order, network, **{"class": self.y}), network
         part = made if isinstance(made, Part) else Part.of(made)
-        self.replay = self.replay or part
-        return part
+        self.first = self.first or part
+        return part, kind == "pieces that never come"
 
 
 def _inflate(message: Message, tree: ObjectTree, pull: Callable[[int, str], bytes]) -> Message:
