@@ -6,14 +6,14 @@ and `device` win over what the server sends.
 """
 
 import copy
-import json
 import time
 from functools import lru_cache
 from logging import ERROR
 from pathlib import Path
+from typing import Any
 
 import torch
-from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
+from flwr.app import Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.common.logger import log
 from torch import nn
@@ -23,7 +23,7 @@ from fedmutual.config import RunConfig, UserError
 from fedmutual.data.sources import ClassData, load_class, num_classes
 from fedmutual.learning.igd import Diverged, Peers, Player, held_out_loss, local_steps, make_process
 from fedmutual.networks import build
-from fedmutual.records import Network, Rejected, check_values, pack_network, pack_numbers, unpack_network
+from fedmutual.records import Network, Rejected, check_values, pack_network, pack_numbers, unpack_network, unpack_order
 
 NODE_SETTINGS = ("data", "data-path", "store", "device")
 
@@ -55,18 +55,19 @@ def train(message: Message, context: Context) -> Message:
 
 
 def _train(message: Message, context: Context) -> Message:
-    order = message.content.config_records["order"]
-    config = RunConfig.of(json.loads(order["settings"]), node_settings(context))
-    y, attempt, round_ = class_of(context), int(order["attempt"]), int(order["round"])
+    order = unpack_order(message.content)
+    config = RunConfig.of(order["settings"], node_settings(context))
+    y, attempt, round_ = class_of(context), order["attempt"], order["round"]
     device = pick_device(config)
     data = own_data(config, y, device)
     player = Player.start(build(config, tuple(data.train.shape[1:]), y).to(device), config)
     initial = {name: tensor.detach().cpu().clone() for name, tensor in player.network.state_dict().items()}
-    store = Store(store_root(config), str(order["run"]), y)
+    # All that arrived is checked before the store is touched.
+    peers = _peers(message.content, order, config, player.network, initial)
+    store = Store(store_root(config), order["run"], y)
     with store.locked():
-        if not store.restore(player, attempt, round_, int(order["checkpointed"])) and order["reported"]:
+        if not store.restore(player, attempt, round_, order["checkpointed"]) and order["reported"]:
             raise LostState(f"this client's state of round {order['reported']} is gone: restore its store")
-        peers = _peers(message.content, order, config, player.network, initial)
         process = make_process(config, device)
         started = time.perf_counter()
         steps = local_steps(player, data.train, peers, config, process, y, round_)
@@ -75,7 +76,7 @@ def _train(message: Message, context: Context) -> Message:
         # A state that the server would refuse is not kept: the next round starts from the last good one.
         for network in (published, player.network.state_dict()):
             check_values(network, initial, config.norm_bound)
-        store.keep(player, attempt, round_, int(order["checkpointed"]))
+        store.keep(player, attempt, round_, order["checkpointed"])
     numbers = {
         "class": y,
         "attempt": attempt,
@@ -149,11 +150,17 @@ def own_data(config: RunConfig, y: int, device: torch.device) -> ClassData:
     return ClassData(data.train.to(device, dtype), data.held_out.to(device, dtype))
 
 
-def _peers(content: RecordDict, order: ConfigRecord, config: RunConfig, own: nn.Module, initial: Network) -> Peers:
-    """The peers' networks, checked against an untrained one as the server checks replies, frozen beside `own`."""
+def _peers(content: RecordDict, order: dict[str, Any], config: RunConfig, own: nn.Module, initial: Network) -> Peers:
+    """The peers' networks, checked against an untrained one as the server checks replies, frozen beside `own`.
+
+    Raises:
+        Rejected: there are more than `peers-per-round`, or one fails a check of `unpack_network`.
+    """
+    if 0 < config.peers_per_round < len(order["peers"]):
+        raise Rejected(f"the order holds {len(order['peers'])} peers, and peers-per-round = {config.peers_per_round}")
     networks = []
     for name in order["peers"]:
         network = copy.deepcopy(own).eval().requires_grad_(False)
         network.load_state_dict(unpack_network(content.array_records[name], initial, config.norm_bound))
         networks.append(network)
-    return Peers(networks, list(order["weights"]))
+    return Peers(networks, order["weights"])

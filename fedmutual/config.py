@@ -122,6 +122,9 @@ class RunConfig(BaseModel):
     min_clients: Count = Field(0, description="clients to wait for before round 1; 0: one for each class")
     timeout: Greater = Field(3600.0, description="seconds to wait for a round's replies")
     norm_bound: Greater = Field(100.0, description="largest norm of a reply over the initial network's")
+    max_reply_mb: NotNegative = Field(
+        0.0, description="largest reply that a deployed server takes in, in MB; 0: its network and 4 MB"
+    )
     checkpoint_every: Positive = Field(1, description="rounds between checkpoints")
     evaluate_every: Count = Field(1, description="rounds between held-out losses at the clients; 0: never")
     share_counts: bool = Field(False, description="let clients report their number of samples")

@@ -5,9 +5,14 @@ What crosses the wire, and nothing else:
 - server to client: the settings of the run and of the round (`ORDER`), and the peers' networks, each a record
   that `peers` names;
 - client to server: its class (`HELLO`), then its network (`network`) and numbers (`NUMBERS`).
+
+Whatever arrives was written by somebody else. It is taken whole or refused whole, with one line that says why.
 """
 
+import json
 import math
+import re
+import sys
 from io import BytesIO
 from typing import Any
 
@@ -26,8 +31,23 @@ NUMBERS = ("class", "attempt", "round", "step", "loss", "mutual", "gradient-norm
 OPTIONAL_NUMBERS = ("held-out-loss", "count")
 
 
+REASON = 300
+"""Longest reason, in characters, that a log or a history takes over from somebody else."""
+
+RUN = re.compile("[0-9a-f]{16}")
+"""The identity of a run. A client names a folder by it, so that nothing else will do."""
+
+
+def one_line(text: str) -> str:
+    """Somebody else's words as they may enter a log: one line, printable, no longer than `REASON`."""
+    return " ".join("".join(c if c.isprintable() else " " for c in text[: 10 * REASON]).split())[:REASON]
+
+
 class Rejected(ValueError):
     """Something that arrived cannot be used; says why in one line."""
+
+    def __init__(self, reason: str):
+        super().__init__(one_line(reason))
 
 
 def pack_network(network: Network) -> ArrayRecord:
@@ -43,9 +63,7 @@ def unpack_network(record: ArrayRecord, like: Network, norm_bound: float) -> Net
             not decode to what it announces, values that are not finite, or a norm above `norm_bound` times
             that of `like` (at least 1).
     """
-    if set(record) != set(like):
-        missing, extra = sorted(set(like) - set(record)), sorted(set(record) - set(like))
-        raise Rejected(f"names differ: missing {missing[:3]}, unexpected {extra[:3]}")
+    _check_names("names", set(record), set(like))
     network = {name: _decode(name, record[name], expected) for name, expected in like.items()}
     check_values(network, like, norm_bound)
     return network
@@ -54,7 +72,9 @@ def unpack_network(record: ArrayRecord, like: Network, norm_bound: float) -> Net
 def _decode(name: str, array: Array, expected: Tensor) -> Tensor:
     """One array, whose header is compared with what is expected before memory is given to its values."""
     shape, dtype = tuple(expected.shape), str(expected.dtype).removeprefix("torch.")
-    if (tuple(array.shape), array.dtype, array.stype) != (shape, dtype, "numpy.ndarray"):
+    if array.stype != "numpy.ndarray":
+        raise Rejected(f"{name} is encoded as {array.stype!r}, not as NumPy does")
+    if (tuple(array.shape), array.dtype) != (shape, dtype):
         raise Rejected(f"{name} is {array.dtype}{list(array.shape)}, not {dtype}{list(shape)}")
     stream = BytesIO(array.data)
     try:
@@ -62,10 +82,10 @@ def _decode(name: str, array: Array, expected: Tensor) -> Tensor:
             raise ValueError("not version 1.0 of NumPy's format")
         header = read_array_header_1_0(stream)
     except Exception as error:  # hostile bytes make the header's parser raise nearly anything
-        raise Rejected(f"{name} does not decode: {' '.join(str(error).split())[:80]}") from None
+        raise Rejected(f"{name} does not decode: {error}") from None
     if header != (shape, False, np.dtype(dtype)):
         raise Rejected(f"{name} announces {dtype}{list(shape)} and holds {header[2]}{list(header[0])}")
-    values = stream.read()
+    values = memoryview(array.data)[stream.tell() :]
     if len(values) != expected.nbytes:
         raise Rejected(f"{name} holds {len(values)} bytes of values, not {expected.nbytes}")
     return torch.from_numpy(np.frombuffer(values, dtype).reshape(shape).copy())
@@ -98,21 +118,50 @@ def unpack_numbers(content: RecordDict) -> dict[str, int | float]:
     """The numbers of a reply.
 
     Raises:
-        Rejected: the record, or one of its numbers, is missing, unexpected, not a number or not finite.
+        Rejected: the record, or one of its numbers, is missing, unexpected, not a number, not finite or negative.
     """
-    record = content.metric_records.get("numbers")
-    if record is None:
-        raise Rejected("the reply holds no numbers")
-    unknown, missing = set(record) - set(NUMBERS) - set(OPTIONAL_NUMBERS), set(NUMBERS) - set(record)
-    if unknown or missing:
-        raise Rejected(f"numbers differ: missing {sorted(missing)[:3]}, unexpected {sorted(unknown)[:3]}")
-    for name, value in record.items():
-        if isinstance(value, list) or not math.isfinite(value):
-            raise Rejected(f"{name} = {value} is not a finite number")
+    record = _numbers_in(content, "numbers", NUMBERS, OPTIONAL_NUMBERS)
     for name in ("class", "attempt", "round", "step"):
-        if not isinstance(record[name], int):
-            raise Rejected(f"{name} = {record[name]} is not a whole number")
+        _check_whole(name, record[name])
+    return record
+
+
+def unpack_hello(content: RecordDict) -> tuple[int, int]:
+    """(class, number of clients its side was told of) of a client that introduces itself.
+
+    Raises:
+        Rejected: other names than `HELLO`, or values that are no whole numbers from 0.
+    """
+    record = _numbers_in(content, "hello", HELLO)
+    for name in HELLO:
+        _check_whole(name, record[name])
+    return record["class"], record["partitions"]
+
+
+def _numbers_in(
+    content: RecordDict, name: str, needed: tuple[str, ...], optional: tuple[str, ...] = ()
+) -> dict[str, int | float]:
+    """The finite numbers from 0 in the record of that name, which holds those `needed` and perhaps `optional` ones."""
+    record = content.metric_records.get(name)
+    if record is None:
+        raise Rejected(f"the reply holds no {name}")
+    _check_names(name, set(record), set(needed), set(optional))
+    for key, value in record.items():
+        # Whole numbers may be too large for math.isfinite; every comparison with NaN is false.
+        if isinstance(value, list) or not 0 <= value <= sys.float_info.max:
+            raise Rejected(f"{key} = {value} is not a finite number from 0")
     return dict(record)
+
+
+def _check_names(what: str, found: set[str], needed: set[str], optional: set[str] = frozenset()) -> None:
+    missing, extra = sorted(needed - found), sorted(found - needed - optional)
+    if missing or extra:
+        raise Rejected(f"{what} differ: missing {missing[:3]}, unexpected {extra[:3]}")
+
+
+def _check_whole(name: str, value: Any, least: int = 0) -> None:
+    if type(value) is not int or value < least:
+        raise Rejected(f"{name} = {value!r} is not a whole number from {least}")
 
 
 def pack_order(**order: Any) -> ConfigRecord:
@@ -120,6 +169,41 @@ def pack_order(**order: Any) -> ConfigRecord:
     if set(order) != set(ORDER):
         raise ValueError(f"an order holds {ORDER}, not {sorted(order)}")
     return ConfigRecord(order)
+
+
+def unpack_order(content: RecordDict) -> dict[str, Any]:
+    """The settings of one round, those of the run decoded: {setting: value}. The networks are not looked at here.
+
+    Raises:
+        Rejected: names, types or values that no server of ours sends, weights that are not those of a mean over
+            the peers, or records other than the peers'.
+    """
+    record = content.config_records.get("order")
+    if record is None:
+        raise Rejected("the message holds no order")
+    _check_names("the order's entries", set(record), set(ORDER))
+    order = dict(record)
+    for name, least in (("attempt", 1), ("round", 1), ("checkpointed", 0), ("reported", 0)):
+        _check_whole(name, order[name], least)
+    if not (isinstance(order["run"], str) and RUN.fullmatch(order["run"])):
+        raise Rejected(f"run = {order['run']!r} is not the identity of a run")
+    try:
+        order["settings"] = json.loads(order["settings"])
+    except (TypeError, ValueError, RecursionError):
+        raise Rejected("the order's settings are not JSON") from None
+    if not isinstance(order["settings"], dict):
+        raise Rejected("the order's settings are not names with values")
+    peers, weights = order["peers"], order["weights"]
+    if not (isinstance(peers, list) and all(isinstance(peer, str) for peer in peers)):
+        raise Rejected("peers are not a list of names")
+    _check_names("records", set(content), {"order", *peers})
+    if len(peers) != len(content.array_records):
+        raise Rejected("peers are not the names of networks, each once")
+    if not (isinstance(weights, list) and all(isinstance(w, float) and 0 <= w <= 1 for w in weights)):
+        raise Rejected("weights are not a list of numbers from 0 to 1")
+    if len(weights) != len(peers) or (peers and not math.isclose(sum(weights), 1, abs_tol=1e-6)):
+        raise Rejected(f"{len(weights)} weights of sum {sum(weights):.6g} for {len(peers)} peers")
+    return order
 
 
 def size_of(content: RecordDict) -> int:

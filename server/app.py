@@ -8,10 +8,12 @@ from typing import Any
 from flwr.app import ArrayRecord, Context
 from flwr.common.logger import log
 from flwr.serverapp import Grid, ServerApp
+from flwr.superlink.grid import HttpGrid
 
 from fedmutual.config import RunConfig, UserError
 from fedmutual.data.sources import num_classes, sample_shape
 from server.bank import Bank
+from server.intake import ROOM, Intake
 from server.journal import Journal
 from server.strategy import MutualLearning, RunFailed
 
@@ -19,6 +21,9 @@ OnRound = Callable[[list[dict[str, Any]]], None]
 
 WORTHWHILE = 0.95
 """Share of a round that should be gradient steps: deployed, each message starts a client process anew."""
+
+MEASURABLE = 1e-3
+"""Seconds of gradient steps, as clients tell them, from which advice can be worked out."""
 
 STOPS = "the run stops: "
 """What the log's line with the reason begins with."""
@@ -33,7 +38,8 @@ def main(grid: Grid, context: Context) -> None:
         config = RunConfig.of(dict(context.run_config))
         strategy = prepare(config, lambda rows: log(INFO, "%s", round_in_words(rows, config)))
         log(INFO, "run folder: %s", strategy.journal.folder)
-        serve(grid, strategy)
+        # Only replies from other machines come over Flower's HTTP; those of a simulation are this machine's own.
+        serve(Intake(grid, reply_limit(config, strategy.bank)) if isinstance(grid, HttpGrid) else grid, strategy)
     except (UserError, RunFailed) as error:
         log(ERROR, "%s%s", STOPS, error)  # ahead of the traceback that Flower prints
         raise
@@ -48,7 +54,7 @@ def round_in_words(rows: list[dict[str, Any]], config: RunConfig) -> str:
     worst = max(done, key=lambda row: row["loss"])
     training, whole = max(row["seconds"] for row in done), rows[0]["round_seconds"]
     text += f", worst loss {worst['loss']:.4g} (class {worst['class']}), {whole:.1f} s"
-    if training >= WORTHWHILE * whole:
+    if not MEASURABLE <= training < WORTHWHILE * whole:
         return text
     steps = config.local_steps * (whole - training) / training * WORTHWHILE / (1 - WORTHWHILE)
     advice = f"local-steps = {math.ceil(steps):d} would make it {WORTHWHILE:.0%}"
@@ -64,7 +70,22 @@ def prepare(config: RunConfig, on_round: OnRound = lambda rows: None) -> MutualL
     bank = Bank(config, sample_shape(config), num_classes(config))
     if config.min_clients > bank.classes:
         raise UserError(f"min-clients = {config.min_clients}, and there are {bank.classes} classes: lower it")
+    reply_limit(config, bank)
     return MutualLearning(config, bank, Journal(config, bank), on_round)
+
+
+def reply_limit(config: RunConfig, bank: Bank) -> int:
+    """Bytes that one reply may take: `max-reply-mb`, or what a network of this run needs.
+
+    Raises:
+        UserError: no network of this run would fit in.
+    """
+    values = sum(tensor.nbytes for tensor in bank.like.values())
+    if not config.max_reply_mb:
+        return values + ROOM
+    if config.max_reply_mb * 1e6 < values:
+        raise UserError(f"max-reply-mb = {config.max_reply_mb:g}, and a network takes {values / 1e6:.1f} MB: raise it")
+    return int(config.max_reply_mb * 1e6)
 
 
 def serve(grid: Grid, strategy: MutualLearning) -> None:

@@ -52,10 +52,11 @@ class Bank:
                 raise Rejected(f"{name} is {numbers[name]}, and the order was for {expected}")
         if y in self.entries and self.entries[y].round >= round_:
             raise Rejected(f"class {y} has already replied for round {round_}")
-        if set(content.array_records) != {"network"}:
-            raise Rejected(f"the reply holds the arrays {sorted(content.array_records)[:3]}, not one network")
-        record = content.array_records["network"]
-        self.entries[y] = Entry(unpack_network(record, self.like, self.config.norm_bound), record, round_)
+        if set(content) != {"network", "numbers"} or "network" not in content.array_records:
+            raise Rejected(f"the reply holds {sorted(content)[:3]}, not one network and its numbers")
+        network = unpack_network(content.array_records["network"], self.like, self.config.norm_bound)
+        # Packed anew: peers are sent what was checked, not the bytes that a client wrote.
+        self.entries[y] = Entry(network, pack_network(network), round_)
         return numbers
 
     def restore(self, networks: dict[int, tuple[Network, int]]) -> None:

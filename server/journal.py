@@ -19,7 +19,10 @@ from fedmutual.data.sources import class_names
 from fedmutual.records import Network
 from server.bank import Bank, Shelf
 
-MAY_CHANGE = {"rounds", "resume", "out", "store", "device", "timeout", "data-path", "download", "checkpoint-every"}
+MAY_CHANGE = {
+    *("rounds", "resume", "out", "store", "device", "timeout", "data-path", "download"),
+    *("checkpoint-every", "max-reply-mb"),
+}
 """Settings that a resumed run may change: they do not touch the rounds already done."""
 
 KEPT = 2

@@ -8,6 +8,7 @@ from flwr.common.logger import log
 from flwr.serverapp import Grid
 
 from fedmutual.config import UserError
+from fedmutual.records import Rejected, one_line, unpack_hello
 
 GREETINGS = 3
 """How often a node that answers with an error, or not at all, is asked for its class."""
@@ -76,13 +77,16 @@ class Roster:
         node = reply.metadata.src_node_id
         if reply.has_error():  # it may be asked again
             return self._refuse(node, reason_of(reply))
-        hello = reply.content.metric_records.get("hello", {})
-        y, partitions = hello.get("class", -1), hello.get("partitions", 0)
+        try:
+            y, partitions = unpack_hello(reply.content)
+        except Rejected as rejected:
+            self.asked[node] = GREETINGS
+            return self._refuse(node, str(rejected))
         refusal = ""
         if partitions not in (0, self.classes):
             self.wrong_sizes[node] = partitions
             refusal = f"{self._size_differs(partitions)}: correct its num-partitions"
-        elif not isinstance(y, int) or not 0 <= y < self.classes:
+        elif y >= self.classes:
             refusal = f"it claims class {y}, and the classes are 0..{self.classes - 1}"
         elif y in self.held.values():
             refusal = f"it claims class {y}, which another node holds"
@@ -105,4 +109,4 @@ def reason_of(reply: Message) -> str:
     """What a client raised, on one line: the end of the traceback that Flower and Ray wrap around it."""
     lines = (reply.error.reason or "").strip().splitlines() or [f"error code {reply.error.code}"]
     text = lines[-1].rpartition("Message: ")[2].rpartition(":<'")[2]
-    return text.removesuffix("'>").strip()
+    return one_line(text.removesuffix("'>"))

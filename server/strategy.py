@@ -21,6 +21,7 @@ from fedmutual.learning.peers import draw_peers
 from fedmutual.records import Rejected, pack_order, size_of
 from fedmutual.seeds import generator
 from server.bank import Bank, Entry
+from server.intake import Refusal
 from server.journal import Journal
 from server.roster import Roster, RunFailed, reason_of
 
@@ -118,7 +119,7 @@ class MutualLearning(Strategy):
     def _check_in(self, y: int, reply: Message) -> dict[str, Any]:
         """One reply into the bank; the line of the history that tells what became of it."""
         if reply.has_error():
-            return self._line(y, "error", reason_of(reply))
+            return self._line(y, "rejected" if isinstance(reply.error, Refusal) else "error", reason_of(reply))
         received = size_of(reply.content)
         try:
             numbers = self.bank.accept(y, self.journal.attempt, self.round, reply.content)

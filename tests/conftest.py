@@ -12,6 +12,7 @@ from flwr.app import Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
 from flwr.supercore.task_identity import TaskIdentity
+from hypothesis import settings
 
 from client.app import app as client_app
 from fedmutual.config import RunConfig
@@ -19,6 +20,7 @@ from server.app import prepare, serve
 from server.bank import Bank
 
 torch.set_num_threads(1)
+settings.register_profile("many", max_examples=5000)  # pytest --hypothesis-profile=many
 TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = 1, 1, 1
 
 SMALL = {

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -9,9 +10,15 @@ import sys
 
 import numpy as np
 import pytest
+import torch
+import wire
+from flwr.app import MessageType
 from sklearn.datasets import load_digits
 
-from fedmutual.config import UserError
+from fedmutual.config import RunConfig, UserError
+from fedmutual.data.sources import load_class
+from fedmutual.networks import build
+from fedmutual.records import HELLO, NUMBERS, ORDER
 from server.journal import read_history
 from simulations.deploy_demo import IMAGES, demo, rounds_table, write_images
 from simulations.deployment import Deployment, DeploymentFailed, kill, living
@@ -47,6 +54,7 @@ def federation(tmp_path_factory):
     deployment = Deployment(root / "federation", CLIENTS + 1)
     with deployment:
         deployment.start_superlink()
+        wire.record(deployment.root / "superlink.db")
         digits = load_digits()
         np.savez(root / "zeros.npz", images=(digits.images[digits.target == 0][:40] / 16 * 255).astype(np.uint8))
         write_images(root / "ones", 1, 30)
@@ -98,6 +106,104 @@ def test_data_stay_at_the_clients(federation, completed):
     """No private file, and no array of a sample's size, has come to the server: parameters and numbers only."""
     names = {path.name for path in completed.rglob("*") if path.is_file()}
     assert names <= {"config.toml", "run.json", "history.jsonl", *(f"round-{r:06d}.safetensors" for r in (1, 2))}
+
+
+def test_parameters_and_the_documented_numbers_cross_the_wire_and_nothing_else(federation, completed):
+    """Every object of every message that the SuperLink was sent, in both directions."""
+    messages, others = wire.captured(federation.root / "superlink.db")
+    assert others == 0
+    parameters = {name: (tensor.shape, tensor.numpy().dtype) for name, tensor in network().items()}
+    _, kept = read_networks(completed)
+    told = []
+    for message in messages:
+        from_client = message.metadata.src_node_id != wire.SERVER
+        told.append((message.metadata.message_type, from_client))
+        for name, record in message.content.array_records.items():
+            assert name == "network" if from_client else name.startswith("peer-")
+            arrays = {parameter: array.numpy() for parameter, array in record.items()}
+            assert {key: (array.shape, array.dtype) for key, array in arrays.items()} == parameters
+            assert_no_sample_in(arrays.values(), federation.root.parent)
+        records = {
+            name: set(record) for name, record in message.content.items() if name not in message.content.array_records
+        }
+        if message.metadata.message_type == MessageType.QUERY:
+            assert records == ({"hello": set(HELLO)} if from_client else {})
+        else:
+            expected = {"numbers": {*NUMBERS, "held-out-loss"}} if from_client else {"order": set(ORDER)}
+            assert records == expected
+    orders, replies = told.count((MessageType.TRAIN, False)), told.count((MessageType.TRAIN, True))
+    assert orders == replies == 2 * CLIENTS
+    assert told.count((MessageType.QUERY, True)) >= CLIENTS
+    last = {m.content["numbers"]["class"]: m.content["network"] for m in messages if last_reply(m)}
+    for y in range(CLIENTS):  # what was captured is what was trained
+        torch.testing.assert_close(
+            {name: torch.tensor(a.numpy()) for name, a in last[y].items()}, kept[y], rtol=0, atol=0
+        )
+    assert_nothing_private(federation, messages)
+
+
+def network():
+    return build(RunConfig.of(SETTINGS), (1, 8, 8), 0).state_dict()
+
+
+def last_reply(message):
+    return "numbers" in message.content and message.content["numbers"]["round"] == SETTINGS["rounds"]
+
+
+def private(root):
+    """{class: its samples, as the networks see them} of the two clients."""
+    places = [{"data-path": str(root / "zeros.npz")}, {"data": "folder", "data-path": str(root / "ones")}]
+    data = [load_class(RunConfig.of(SETTINGS, place), y) for y, place in enumerate(places)]
+    return [torch.cat([part.train, part.held_out]).flatten(1).double() for part in data]
+
+
+def assert_no_sample_in(arrays, root):
+    """No stretch of an array is a sample, in any of the ranges that pixels come in: [-1, 1], [0, 1], 0..16, 0..255."""
+    samples = torch.cat(private(root))
+    samples = torch.cat([samples, (samples + 1) / 2, (samples + 1) * 8, (samples + 1) * 127.5])
+    for array in arrays:
+        flat = torch.tensor(array).double().flatten()
+        if len(flat) >= samples.shape[1]:
+            distances = torch.cdist(flat.unfold(0, samples.shape[1], 1), samples)
+            assert distances.min() > 0.1
+
+
+def assert_nothing_private(federation, messages):
+    """No words from a client that name its files, and no number of its samples."""
+    root = federation.root.parent
+    counts = {n for samples in private(root) for n in (len(samples), len(samples) - SETTINGS["held-out"])}
+    names = [path.name for path in (root / "ones").iterdir()] + ["zeros", "ones", "store-", str(root)]
+    for message in messages:
+        for key, value in wire.scalars(message) if message.metadata.src_node_id != wire.SERVER else []:
+            assert value not in counts, (key, value)
+            if isinstance(value, str):
+                assert not any(name in value for name in names), value
+                assert not counts & {int(digits) for digits in re.findall(r"\d+", value)}, value
+
+
+def test_errors_tell_the_server_nothing_private_either(federation, completed):
+    """One client's data are damaged, the other's store cannot be opened: both say so, and their logs say why."""
+    root = federation.root.parent
+    whole, store = (root / "zeros.npz").read_bytes(), root / "store-1"
+    np.savez(root / "zeros.npz", images=np.zeros((40, 9, 9), np.uint8))
+    store.rename(root / "aside")
+    store.write_text("no folder")
+    before = {message.object_id for message in wire.captured(federation.root / "superlink.db")[0]}
+    try:
+        run = finish(federation, {**SETTINGS, "out": str(root / "failing")})
+    finally:
+        (root / "zeros.npz").write_bytes(whole)
+        store.unlink()
+        (root / "aside").rename(store)
+    assert federation.status(run) == "finished:failed"
+    messages = [m for m in wire.captured(federation.root / "superlink.db")[0] if m.object_id not in before]
+    errors = sorted(message.error.reason for message in messages if message.has_error())
+    assert len(errors) == CLIENTS
+    assert "NotADirectoryError at this client: its own log says more" in errors[0]
+    assert "this client's data cannot be used: its own log says why" in errors[1]
+    assert_nothing_private(federation, messages)
+    assert "zeros.npz" in federation.log_of("client-0")
+    assert "store-1" in federation.log_of("client-1")
 
 
 def test_a_run_killed_at_the_server_is_resumed_by_a_file_of_settings(federation, completed, tmp_path):

@@ -66,7 +66,7 @@ HOSTILE = {
     "not a number": (record_with(w=Array(np.full((2, 3), np.nan, np.float32))), "not finite"),
     "infinity": (record_with(w=Array(np.full((2, 3), np.inf, np.float32))), "not finite"),
     "an exploding norm": (record_with(w=Array(np.full((2, 3), 1e6, np.float32))), "norm-bound"),
-    "another encoding": (record_with(w=raw(b"", stype="torch.save")), "w is"),
+    "another encoding": (record_with(w=raw(b"", stype="torch.save")), "w is encoded as 'torch.save'"),
     "nothing": (record_with(w=raw(b"")), "does not decode"),
     "rubbish": (record_with(w=raw(b"\x93NUMPY" + b"\xff" * 60)), "does not decode"),
     "a cut array": (record_with(w=raw(saved(np.ones((2, 3), np.float32))[:-4])), "20 bytes of values"),
