@@ -8,7 +8,7 @@ import copy
 from torch import Tensor
 
 from fedmutual.config import RunConfig
-from fedmutual.learning.igd import Peers, Player, local_steps, make_process
+from fedmutual.learning.igd import Peers, Player, freeze, local_steps, make_process
 from fedmutual.networks import build
 
 
@@ -18,9 +18,10 @@ def central_igd(config: RunConfig, data: list[Tensor]) -> list[Player]:
     shape = tuple(data[0].shape[1:])
     players = [Player.start(build(config, shape, y), config) for y in range(len(data))]
     for round_ in range(1, config.rounds + 1):
-        frozen = [copy.deepcopy(player.network).eval().requires_grad_(False) for player in players]
+        frozen = [copy.deepcopy(player.network) for player in players]
         for network, player in zip(frozen, players, strict=True):
             network.load_state_dict(player.published())
+            freeze(network, config)
         for y, player in enumerate(players):
             others = [network for z, network in enumerate(frozen) if z != y]
             peers = Peers(others, [1 / len(others)] * len(others)) if config.beta else Peers()
