@@ -140,7 +140,7 @@ def test_the_gradient_by_a_drawn_peer_is_that_of_all_peers_in_the_mean(data):
     t, weight = torch.arange(10, dtype=torch.float64), torch.rand(10, dtype=torch.float64)
 
     def gradient(shares):
-        mean = peers.mean(data, t, torch.tensor([shares]))
+        mean = Peers(peers.networks, peers.weights, torch.tensor([shares], dtype=torch.float64)).mean(data, t)
         pull = mutual_loss(network(data, t), mean, weight).mean()
         return torch.cat([g.flatten() for g in torch.autograd.grad(pull, list(network.parameters()))])
 

@@ -9,7 +9,7 @@ gradient unbiased, for it is linear in the mean of the peers. Numbers leave the 
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -76,21 +76,25 @@ def freeze(network: nn.Module, config: RunConfig) -> nn.Module:
 
 @dataclass(frozen=True)
 class Peers:
-    """The frozen networks that one player sees, and their weights Q_y, which sum to 1."""
+    """The frozen networks that one player sees, and their weights Q_y, which sum to 1.
+
+    `shares: [steps, peers]`, on the CPU, are the weights in each of several steps, where they are not Q in all.
+    """
 
     networks: Sequence[nn.Module] = ()
     weights: Sequence[float] = ()
+    shares: Tensor | None = None
 
     @torch.no_grad()
-    def mean(self, x: Tensor, t: Tensor, shares: Tensor | None = None, autocast: bool = False) -> Tensor | None:
+    def mean(self, x: Tensor, t: Tensor, autocast: bool = False) -> Tensor | None:
         """E_Q s_{y'}(x, t), the shape of `x: [rows, *dims]`; None when there are no peers.
 
-        The rows may be those of several steps in turn, each with weights of its own, `shares: [steps, peers]`; a
-        peer runs on the rows of the steps in which it has a share.
+        With `shares` the rows are those of their steps in turn, and a peer runs on the rows of the steps in which
+        it has a share.
         """
         if not self.networks:
             return None
-        shares = torch.tensor([self.weights]) if shares is None else shares
+        shares = torch.tensor([self.weights], dtype=torch.float64) if self.shares is None else self.shares
         size, total = len(x) // len(shares), torch.zeros_like(x)
         parts = [(x[row : row + size], t[row : row + size], total[row : row + size]) for row in range(0, len(x), size)]
         at_once = max(1, (PASS if x.device.type == "cpu" else BLOCK) // (size * x[0].numel()))
@@ -154,16 +158,12 @@ def _batch(
     peers: Peers,
     process: Process,
     config: RunConfig,
-    shares: Tensor | None = None,
 ) -> Batch:
-    """The inputs of one or more steps, flat over them: `x0, noise: [rows, *dims]`, `index: [rows]`.
-
-    `shares: [steps, peers]` are the peers' weights in each step, where they are not Q in all.
-    """
+    """The inputs of one or more steps, flat over them: `x0, noise: [rows, *dims]`, `index: [rows]`."""
     x, t = process.noised(x0, index, noise), process.times[index]
     target = denoising_target(config.parametrisation, noise, expand(process.sigma[index], noise))
     denoising, mutual = (process.weight(name)[index] for name in (config.lambda_weight, config.omega_weight))
-    mean = peers.mean(x, t, shares, config.autocast == "bfloat16")
+    mean = peers.mean(x, t, config.autocast == "bfloat16")
     return Batch(x, t, target, mean, denoising, mutual)
 
 
@@ -190,7 +190,8 @@ def _fresh(
             x0 = torch.where(expand(mirrored, x0), x0.flip(-1), x0)
         index = torch.randint(len(process), (rows,), **options)
         noise = torch.randn(x0.shape, dtype=x0.dtype, **options)
-        flat = _batch(x0, index, noise, peers, process, config, shares[start : start + steps])
+        seen = replace(peers, shares=shares[start : start + steps])
+        flat = _batch(x0, index, noise, seen, process, config)
         chunks = [part.split(config.batch) if part is not None else [None] * steps for part in flat]
         yield from map(Batch._make, zip(*chunks, strict=True))
 
