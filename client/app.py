@@ -5,7 +5,6 @@ machine decides where its data and its state lie: the node settings `data` (npz 
 and `device` win over what the server sends.
 """
 
-import copy
 import time
 from functools import lru_cache
 from logging import ERROR
@@ -18,16 +17,19 @@ from flwr.clientapp import ClientApp
 from flwr.common.logger import log
 from torch import nn
 
+from client.peers import LoadedPeers
 from client.store import Busy, LostState, StaleRound, Store
 from fedmutual.config import RunConfig, UserError
 from fedmutual.data.sources import ClassData, load_class, num_classes
 from fedmutual.learning.igd import Diverged, Peers, Player, held_out_loss, local_steps, make_process
 from fedmutual.networks import build
-from fedmutual.records import Network, Rejected, check_values, pack_network, pack_numbers, unpack_network, unpack_order
+from fedmutual.records import Network, Rejected, check_values, pack_network, pack_numbers, unpack_order
 
 NODE_SETTINGS = ("data", "data-path", "store", "device")
 
 app = ClientApp()
+
+_loaded = LoadedPeers()
 
 
 @app.query()
@@ -158,9 +160,5 @@ def _peers(content: RecordDict, order: dict[str, Any], config: RunConfig, own: n
     """
     if 0 < config.peers_per_round < len(order["peers"]):
         raise Rejected(f"the order holds {len(order['peers'])} peers, and peers-per-round = {config.peers_per_round}")
-    networks = []
-    for name in order["peers"]:
-        network = copy.deepcopy(own).eval().requires_grad_(False)
-        network.load_state_dict(unpack_network(content.array_records[name], initial, config.norm_bound))
-        networks.append(network)
-    return Peers(networks, order["weights"])
+    records = [content.array_records[name] for name in order["peers"]]
+    return Peers(_loaded.load(records, own, initial, config), order["weights"])

@@ -29,6 +29,13 @@ Greater = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Integers = Annotated[str, AfterValidator(_integers)]
 Weight = Literal["one", "t", "exp", "snr", "sigma"]
 
+UNETS = {
+    "unet-small": {"width": 16, "depth": 1, "multipliers": "1,2,4", "attention": "7,8"},
+    "unet-medium": {"width": 32, "depth": 2, "multipliers": "1,2,2,2", "attention": "16"},
+    "unet-large": {"width": 128, "depth": 2, "multipliers": "1,2,2,2", "attention": "16"},
+}
+"""Sizes of the U-Net by name, for images of 28x28 and 32x32; the large one is CBDM's."""
+
 SOURCES = ("digits", "gaussians", "mnist", "fashion-mnist", "cifar10", "cifar100", "npz", "folder")
 
 
@@ -49,6 +56,9 @@ class RunConfig(BaseModel):
     local_steps: Positive = Field(200, description="gradient steps of each client in a round")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: a GPU where there is one")
     dtype: Literal["float32", "float64"] = Field("float32", description="of parameters and arithmetic")
+    autocast: Literal["none", "bfloat16"] = Field(
+        "none", description="bfloat16: networks run in it, and peers are held in it; losses and updates in dtype"
+    )
 
     # Data
     data: Literal[SOURCES] = Field("digits", description="where samples come from")
@@ -75,7 +85,9 @@ class RunConfig(BaseModel):
     omega_weight: Weight = Field("t", description="weight over t of the mutual term")
 
     # Network
-    network: Literal["mlp", "unet", "random-features"] = Field("mlp", description="the score network")
+    network: Literal["mlp", "random-features", "unet", *UNETS] = Field(
+        "mlp", description="the score network; unet: of the size that width, depth, multipliers and attention say"
+    )
     parametrisation: Literal["noise", "score"] = Field("noise", description="what the network puts out")
     width: Positive = Field(192, description="units of the MLP, features, or the U-Net's base channels")
     depth: Positive = Field(3, description="layers of the MLP, or the U-Net's residual blocks a level")
@@ -108,6 +120,9 @@ class RunConfig(BaseModel):
     scarcity: Greater = Field(10.0, description="r of the scarcity rule")
     peer_weights: Literal["uniform"] = Field("uniform", description="Q: how much each peer counts")
     peers_per_round: Count = Field(0, description="peers drawn by Q for each client; 0: all")
+    peers_per_step: Count = Field(
+        0, description="peers drawn by Q, among those of the round, for each local step; 0: all"
+    )
     exchange: Literal["networks", "mean"] = Field(
         "networks",
         description="what a client receives: peers' networks, or one network with their mean parameters",
@@ -143,6 +158,19 @@ class RunConfig(BaseModel):
         "literature's Inception weights (.pth); empty: none",
     )
 
+    @model_validator(mode="before")
+    @classmethod
+    def _sized(cls, settings: Any) -> Any:
+        """A named U-Net sets what makes its size; another size beside the name is refused, a default is not."""
+        size = UNETS.get(settings.get("network"), {}) if isinstance(settings, dict) else {}
+        for key, value in size.items():
+            given = str(settings.get(key, value))
+            if given not in (str(value), str(cls.model_fields[key].default)):
+                raise ValueError(
+                    f"network = {settings['network']} has {key} = {value}: for another, use network = unet"
+                )
+        return {**settings, **size} if size else settings
+
     @model_validator(mode="after")
     def _consistent(self) -> "RunConfig":
         if self.process == "ddpm" and self.diffusion_steps <= 20:
@@ -155,6 +183,10 @@ class RunConfig(BaseModel):
             raise ValueError("multipliers must be numbers from 1, one for each level of the U-Net, such as 1,2,2,2")
         if self.samples == 1:
             raise ValueError("samples = 1 measures nothing: draw 2 or more of each class, or 0 for none")
+        if self.autocast != "none" and self.dtype != "float32":
+            raise ValueError("autocast = bfloat16 goes with dtype = float32")
+        if self.peers_per_step and self.draws == "fixed":
+            raise ValueError("peers-per-step needs draws = fresh: fixed draws meet each peer once a round as it is")
         if (self.imbalance == "counts") != bool(self.counts):
             raise ValueError("imbalance = counts and the setting counts go together")
         return self

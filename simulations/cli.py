@@ -316,26 +316,56 @@ def game(
 
 @app.command()
 def bench(
-    preset: Preset = "digits",
+    parts: Annotated[
+        list[str] | None, typer.Argument(metavar="PART...", help="step, round, scaling, bytes; by default step.")
+    ] = None,
+    preset: Annotated[str, typer.Option(help="Preset whose settings are timed.")] = "digits",
+    network: Annotated[list[str] | None, typer.Option(help="Network in its place; may be repeated.")] = None,
+    batch: Annotated[list[int] | None, typer.Option(help="Batch in its place; may be repeated.")] = None,
     settings: Settings = None,
     as_json: AsJson = False,
 ) -> None:
-    """Time a local step beside a plain PyTorch loop with the same arithmetic.
+    """Time the parts of a run, each beside what it could not do without.
 
-    Network and batch are those of PRESET.
+    step: a local step beside a plain PyTorch loop with the same arithmetic, with no peer, one and all. round: a
+    simulated round beside its clients' gradient steps. scaling: the same with 5, 10 and 20 classes and 4 peers each.
+    bytes: what networks weigh on the wire.
     """
-    config = RunConfig.of(read_preset(preset), parse_assignments(settings or []))
+    layers = [read_preset(preset), parse_assignments(settings or [])]
+    networks, batches = [{"network": name} for name in network or []], [{"batch": size} for size in batch or []]
+    configs = [RunConfig.of(*layers, one, other) for one in networks or [{}] for other in batches or [{}]]
 
     from simulations.bench import bench as run
 
     with progress("timing", 100, "%") as advance:
-        rows = run(config, advance)
+        rows = run(configs, parts or ["step"], lambda share: advance(int(100 * share)))
     if as_json:
         return _print_json(rows)
-    table = Table("network", "batch", "peers", "ms a step", "bare loop", "ratio", box=None, padding=(0, 2, 0, 0))
+    for name in dict.fromkeys(row["name"] for row in rows):
+        _print_bench([row for row in rows if row["name"] == name])
+
+
+def _print_bench(rows: list[dict[str, Any]]) -> None:
+    """The rows of one part; a column for each number they have."""
+    shown = {
+        "classes": ("classes", "{:d}"),
+        "seconds": ("seconds", "{:.4g}"),
+        "bare_seconds": ("bare", "{:.4g}"),
+        "ratio": ("ratio", "{:.2f}"),
+        "images_per_second": ("images/s", "{:.4g}"),
+        "share_of_peak": ("of peak", "{:.0%}"),
+        "memory": ("GPU bytes", "{:d}"),
+        "client_seconds": ("a client", "{:.3g}"),
+        "bytes_down": ("bytes down", "{:.0f}"),
+        "bytes_up": ("bytes up", "{:.0f}"),
+        "run_gigabytes": ("GB a run", "{:.3g}"),
+    }
+    columns = {key: style for key, style in shown.items() if rows[0].get(key) is not None}
+    titles = [title for title, _ in columns.values()]
+    table = Table(rows[0]["name"], "batch", "peers", *titles, box=None, padding=(0, 2, 0, 0))
     for row in rows:
-        times = (f"{1e3 * row[key]:.3f}" for key in ("seconds", "bare_seconds"))
-        table.add_row(row["network"], str(row["batch"]), str(row["peers"]), *times, f"{row['ratio']:.2f}")
+        cells = [style.format(row[key]) for key, (_, style) in columns.items()]
+        table.add_row(row["network"], str(row["batch"]), str(row["peers"]), *cells)
     Console().print(table)
 
 

@@ -70,6 +70,9 @@ def test_settings_survive_a_round_trip_through_toml(settings):
         (["ema=1"], "setting ema"),
         (["multipliers=1,0"], "multipliers"),
         (["samples=1"], "measures nothing"),
+        (["network=unet-small", "width=64"], "unet-small has width = 16"),
+        (["autocast=bfloat16", "dtype=float64"], "dtype = float32"),
+        (["peers-per-step=1", "draws=fixed"], "peers-per-step needs draws = fresh"),
     ],
 )
 def test_a_bad_setting_is_named_in_one_line(assignments, says):
@@ -98,3 +101,11 @@ def test_a_broken_file_of_settings_is_one_line(tmp_path):
 def test_a_number_where_text_is_meant_is_text():
     settings = RunConfig.of(parse_assignments(["shape=64", "attention=8", "data-path=2024"]))
     assert (settings.dims, settings.attention, settings.data_path) == ((64,), "8", "2024")
+
+
+def test_a_named_unet_sets_its_size_also_among_all_defaults():
+    """`flwr run` passes every default along with what the user chose."""
+    for settings in ({"network": "unet-small"}, {**RunConfig().settings(), "network": "unet-small"}):
+        config = RunConfig.of(settings)
+        assert (config.width, config.depth, config.multipliers, config.attention) == (16, 1, "1,2,4", "7,8")
+        assert RunConfig.of(config.settings()) == config

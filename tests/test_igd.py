@@ -4,6 +4,7 @@ import math
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from fedmutual.config import RunConfig
 from fedmutual.diffusion.process import expand
@@ -13,12 +14,14 @@ from fedmutual.learning.igd import (
     Peers,
     Player,
     effective_beta,
+    freeze,
     held_out_loss,
     learning_rate,
     local_steps,
     make_process,
 )
 from fedmutual.learning.objective import denoising_loss, denoising_target, mutual_loss
+from fedmutual.learning.peers import draw_for_steps
 from fedmutual.networks import build
 from fedmutual.seeds import derive, generator
 
@@ -35,7 +38,7 @@ def player_of(settings, y=0):
 
 
 def peers_of(settings):
-    return Peers([build(settings, SHAPE, y).eval().requires_grad_(False) for y in (1, 2)], [0.25, 0.75])
+    return Peers([freeze(build(settings, SHAPE, y), settings) for y in (1, 2)], [0.25, 0.75])
 
 
 @pytest.fixture
@@ -65,10 +68,11 @@ def test_score_and_noise_targets_are_one_target():
     torch.testing.assert_close(by_noise, by_score)
 
 
-@pytest.mark.parametrize("optimizer", ["adam", "sgd"])
-def test_steps_are_those_of_a_plain_loop(data, optimizer):
+@pytest.mark.parametrize(("optimizer", "peers_per_step"), [("adam", 0), ("sgd", 0), ("adam", 1)])
+def test_steps_are_those_of_a_plain_loop(data, optimizer, peers_per_step):
     """The same draws through a loop as one would write it: per-step peers, torch's own clip, average and optimiser."""
     settings = config(optimizer=optimizer, beta=0.7, beta_rule="constant", warmup=4, clip=0.3, ema=0.9, dtype="float64")
+    settings = settings.but(peers_per_step=peers_per_step)
     data, process, peers = data.double(), make_process(settings), peers_of(settings)
     player = player_of(settings)
     network = copy.deepcopy(player.network)
@@ -83,13 +87,18 @@ def test_steps_are_those_of_a_plain_loop(data, optimizer):
     stepper = kind(network.parameters(), lr=1.0)
     average = [parameter.detach().clone() for parameter in network.parameters()]
     losses = []
+    points = torch.rand(6, dtype=torch.float64, generator=generator(settings.seed, 0, 1, "peer-steps")).tolist()
+    assert min(points) < 0.25 < max(points)  # both peers are drawn
     for step in range(6):
         rows = slice(8 * step, 8 * step + 8)
         j, xi = index[rows], noise[rows]
         x = expand(process.alpha[j], xi) * x0[rows] + expand(process.sigma[j], xi) * xi
         t = process.times[j]
         output = network(x, t)
-        mean = 0.25 * peers.networks[0](x, t) + 0.75 * peers.networks[1](x, t)
+        if peers_per_step:
+            mean = peers.networks[int(points[step] >= 0.25)](x, t)
+        else:
+            mean = 0.25 * peers.networks[0](x, t) + 0.75 * peers.networks[1](x, t)
         own = (output - xi).square().mean((1, 2, 3)).mean()
         pull = ((t / 25) * (output - mean).square().mean((1, 2, 3))).mean()
         stepper.zero_grad()
@@ -107,6 +116,105 @@ def test_steps_are_those_of_a_plain_loop(data, optimizer):
     loss, pull, norm = (sum(column) / 6 for column in zip(*losses, strict=True))
     assert (measured.loss, measured.mutual, measured.gradient_norm) == pytest.approx((loss, pull, norm), rel=1e-9)
     assert player.step == 6
+
+
+@pytest.mark.parametrize(("weights", "count"), [([0.25, 0.75], 1), ([1 / 9] * 9, 3), ([0.1, 0.2, 0.3, 0.4], 2)])
+def test_peers_of_a_step_are_drawn_by_q_in_the_mean(weights, count):
+    shares = draw_for_steps(weights, count, 20_000, generator(0))
+    q = torch.tensor(weights, dtype=torch.float64)
+    torch.testing.assert_close(shares.sum(1), torch.ones(20_000, dtype=torch.float64))
+    assert torch.all((shares > 0).sum(1) == count)  # nobody here has more of Q than one draw's share
+    spread = (shares.std(0) / math.sqrt(20_000)).clamp(min=1e-12)
+    assert torch.all((shares.mean(0) - q).abs() < 4 * spread)
+
+
+def test_a_peer_with_most_of_q_is_met_more_than_once_in_a_step():
+    shares = draw_for_steps([0.8, 0.1, 0.1], 2, 1000, generator(0))
+    assert set(shares[:, 0].tolist()) == {0.5, 1.0}
+
+
+def test_the_gradient_by_a_drawn_peer_is_that_of_all_peers_in_the_mean(data):
+    """sum_j Q(j) grad by peer j alone = grad by the mean of the peers, on the same rows."""
+    settings = config(dtype="float64")
+    data, peers, network = data.double(), peers_of(settings), build(settings, SHAPE, 0)
+    t, weight = torch.arange(10, dtype=torch.float64), torch.rand(10, dtype=torch.float64)
+
+    def gradient(shares):
+        mean = Peers(peers.networks, peers.weights, torch.tensor([shares], dtype=torch.float64)).mean(data, t)
+        pull = mutual_loss(network(data, t), mean, weight).mean()
+        return torch.cat([g.flatten() for g in torch.autograd.grad(pull, list(network.parameters()))])
+
+    drawn = 0.25 * gradient([1.0, 0.0]) + 0.75 * gradient([0.0, 1.0])
+    torch.testing.assert_close(drawn, gradient([0.25, 0.75]), rtol=1e-12, atol=1e-14)
+    assert (gradient([1.0, 0.0]) - drawn).norm() > 0.01 * drawn.norm()
+
+
+def test_as_many_peers_a_step_as_there_are_is_all_of_them_bit_for_bit(data):
+    found = []
+    for count in (0, 2, 7, 1):
+        settings = config(peers_per_step=count)
+        player = player_of(settings)
+        local_steps(player, data, peers_of(settings), settings, make_process(settings), 0, 1)
+        found.append(player.published()["outer.weight"])
+    assert torch.equal(found[0], found[1])
+    assert torch.equal(found[0], found[2])
+    assert not torch.equal(found[0], found[3])
+
+
+def test_a_drawn_peer_runs_on_its_own_steps_alone(data):
+    """What a step with one peer costs does not grow with the number of peers: rows that went through networks."""
+    rows = []
+
+    class Counting(nn.Module):
+        def forward(self, x, t):
+            rows.append(len(x))
+            return x
+
+    for count, expected in ((1, 6 * 8), (2, 2 * 6 * 8), (0, 9 * 6 * 8)):
+        settings = config(peers_per_step=count)
+        rows.clear()
+        peers = Peers([Counting() for _ in range(9)], [1 / 9] * 9)
+        local_steps(player_of(settings), data, peers, settings, make_process(settings), 0, 1)
+        assert sum(rows) == expected
+
+
+def test_bfloat16_runs_networks_alone_in_it(data):
+    """Outputs are those of float32 to bfloat16's 3 digits; parameters, averages and losses stay float32."""
+    plain, fast = config(), config(autocast="bfloat16")
+    peers = peers_of(fast)
+    assert {parameter.dtype for parameter in peers.networks[0].parameters()} == {torch.bfloat16}
+    t = torch.arange(10.0)
+    mean = peers.mean(data, t, autocast=True)
+    assert mean.dtype == torch.float32
+    torch.testing.assert_close(mean, peers_of(plain).mean(data, t), rtol=0.03, atol=0.03)
+    steps = {}
+    for settings in (plain, fast):
+        player = player_of(settings)
+        steps[settings.autocast] = local_steps(player, data, peers_of(settings), settings, make_process(settings), 0, 1)
+        assert {tensor.dtype for tensor in player.published().values()} == {torch.float32}
+    assert steps["bfloat16"].loss == pytest.approx(steps["none"].loss, rel=0.02)
+    assert steps["bfloat16"].mutual == pytest.approx(steps["none"].mutual, rel=0.05)
+    assert steps["bfloat16"] != steps["none"]
+
+
+def test_nothing_waits_for_the_device_within_a_round(data):
+    """Numbers read off the device (`.item()` and the like) are as many for 3 steps as for 12."""
+
+    class Reads(TorchDispatchMode):
+        count = 0
+
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            self.count += function.overloadpacket in (torch.ops.aten._local_scalar_dense, torch.ops.aten.nonzero)
+            return function(*args, **(kwargs or {}))
+
+    counts = []
+    for steps in (3, 12):
+        settings = config(local_steps=steps, peers_per_step=1)
+        player, peers, process = player_of(settings), peers_of(settings), make_process(settings)
+        with Reads() as reads:
+            local_steps(player, data, peers, settings, process, 0, 1)
+        counts.append(reads.count)
+    assert counts[0] == counts[1] > 0
 
 
 def test_fixed_draws_descend_the_whole_empirical_loss(data):
@@ -130,17 +238,22 @@ def test_fixed_draws_descend_the_whole_empirical_loss(data):
     assert losses[0] == pytest.approx(by_hand.item(), rel=1e-5)
 
 
+@pytest.mark.parametrize("passes", [1, 2**16])
+@pytest.mark.parametrize("peers_per_step", [0, 1])
 @pytest.mark.parametrize("block", [1, 2 * 8 * 16, 2**18])
-def test_blocks_cover_every_step_once_with_its_own_peers(data, monkeypatch, block):
-    """Five steps in blocks of one, of two (the last one short), and all at once."""
+def test_blocks_cover_every_step_once_with_its_own_peers(data, monkeypatch, block, peers_per_step, passes):
+    """Five steps in blocks of one, of two (the last one short), and all at once; peers on one step or all."""
     monkeypatch.setattr(igd, "BLOCK", block)
+    monkeypatch.setattr(igd, "PASS", passes)
     settings = config(local_steps=5)
     peers, process = peers_of(settings), make_process(settings)
-    batches = list(igd._fresh(data, peers, process, settings, generator(0)))
+    shares = draw_for_steps(peers.weights, peers_per_step, 5, generator(1))
+    batches = list(igd._fresh(data, peers, process, settings, generator(0), shares))
     assert len(batches) == 5
-    for batch in batches:
+    for batch, weights in zip(batches, shares.tolist(), strict=True):
         assert batch.x.shape == (8, *SHAPE)
-        torch.testing.assert_close(batch.peer_mean, peers.mean(batch.x, batch.t), rtol=1e-4, atol=1e-6)
+        mean = sum(w * network(batch.x, batch.t) for w, network in zip(weights, peers.networks, strict=True))
+        torch.testing.assert_close(batch.peer_mean, mean, rtol=1e-4, atol=1e-6)
     assert len({float(batch.x.sum()) for batch in batches}) == 5
 
 
@@ -216,7 +329,8 @@ def test_flips_mirror_about_half_of_the_images():
     image = torch.zeros(1, *SHAPE)
     image[..., 0] = 1
     rng = generator(0, derive(0), device="cpu")
-    batch = next(iter(igd._fresh(image, Peers(), make_process(settings), settings, rng)))
+    nobody = draw_for_steps([], 0, 1, rng)
+    batch = next(iter(igd._fresh(image, Peers(), make_process(settings), settings, rng, nobody)))
     process = make_process(settings)
     index = batch.t.long()
     x0 = (batch.x - expand(process.sigma[index], batch.x) * batch.target) / expand(process.alpha[index], batch.x)

@@ -41,9 +41,27 @@ def test_output_depends_on_time(settings):
     assert (early - late).abs().max() > 1e-4
 
 
-def test_cbdm_shape_has_35_7_million_parameters():
-    paper = config(network="unet", width=128, depth=2, multipliers="1,2,2,2", attention="16", dropout=0.1)
-    assert sum(parameter.numel() for parameter in build(paper, (3, 32, 32), 0).parameters()) == 35_746_307
+@pytest.mark.parametrize(
+    ("name", "shape", "parameters"),
+    [
+        ("unet-small", (1, 28, 28), 686_769),
+        ("unet-small", (3, 32, 32), 687_347),
+        ("unet-medium", (1, 28, 28), 2_244_609),
+        ("unet-medium", (3, 32, 32), 2_245_763),
+        ("unet-large", (3, 32, 32), 35_746_307),  # CBDM's
+    ],
+)
+def test_named_sizes_attend_and_have_so_many_parameters(name, shape, parameters):
+    network = build(config(network=name, dropout=0.1), shape, 0)
+    assert sum(parameter.numel() for parameter in network.parameters()) == parameters
+    attended = [module for module in network.unet.down_blocks if getattr(module, "attentions", None)]
+    assert len(attended) == 1
+
+
+def test_a_named_size_is_the_unet_of_its_settings():
+    by_hand = config(network="unet", width=16, depth=1, multipliers="1,2,4", attention="7,8")
+    named, same = (build(settings, (1, 8, 8), 0).state_dict() for settings in (config(network="unet-small"), by_hand))
+    torch.testing.assert_close(named, same, rtol=0, atol=0)
 
 
 def test_classes_start_apart_unless_they_share_their_start():

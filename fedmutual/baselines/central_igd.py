@@ -9,7 +9,7 @@ import time
 
 from fedmutual.baselines import Data, OnRound, Trained, ignore
 from fedmutual.config import RunConfig
-from fedmutual.learning.igd import Peers, Player, held_out_loss, local_steps, make_process
+from fedmutual.learning.igd import Peers, Player, freeze, held_out_loss, local_steps, make_process
 from fedmutual.networks import build
 
 
@@ -18,7 +18,7 @@ def central_igd(config: RunConfig, data: Data, on_round: OnRound = ignore) -> Tr
     each_step = config.but(rounds=config.rounds * config.local_steps, local_steps=1)
     process = make_process(config, device)
     players = [Player.start(build(config, shape, y).to(device), each_step) for y in range(len(data))]
-    frozen = [copy.deepcopy(player.network).eval().requires_grad_(False) for player in players]
+    frozen = [freeze(copy.deepcopy(player.network), config) for player in players]
     others = [[network for z, network in enumerate(frozen) if z != y] for y in range(len(data))]
     peers = [Peers(rest, [1 / len(rest)] * len(rest)) if config.beta else Peers() for rest in others]
     seconds = [0.0] * len(data)

@@ -3,12 +3,13 @@
 theta_y <- theta_y - eta grad_{theta_y} [ L_y + beta_y M_y ](theta_y, theta_-y)
 
 Peers do not move within a call, so their outputs are computed for many steps in one large batch, and a step
-is the player's own forward and backward alone. Numbers leave the device once a call.
+is the player's own forward and backward alone. With `peers-per-step` each step sees peers drawn by Q, which leaves the
+gradient unbiased, for it is linear in the mean of the peers. Numbers leave the device once a call.
 """
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -18,10 +19,14 @@ from fedmutual.config import RunConfig
 from fedmutual.diffusion import Process, ddpm, ornstein_uhlenbeck
 from fedmutual.diffusion.process import expand
 from fedmutual.learning.objective import denoising_loss, denoising_target, mutual_loss
+from fedmutual.learning.peers import draw_for_steps
 from fedmutual.seeds import derive, generator
 
 BLOCK = 2**18
-"""Numbers of x_t drawn, and run through every peer, at once: 128 steps of batch 32 on 8x8 images."""
+"""Numbers of x_t drawn, and shown to the peers, at once: 128 steps of batch 32 on 8x8 images."""
+
+PASS = 2**16
+"""Numbers that go through a peer at once on a CPU: a U-Net's activations for more fall out of the cache."""
 
 HELD_OUT_TIMES = 10
 
@@ -55,20 +60,51 @@ class Player:
         return {**self.network.state_dict(), **dict(zip(names, self.average, strict=True))}
 
 
+def predict(network: nn.Module, x: Tensor, t: Tensor, autocast: bool) -> Tensor:
+    """s(x, t) in the dtype of `x: [batch, *dims]`, worked out in bfloat16 under `autocast`."""
+    with torch.autocast(x.device.type, torch.bfloat16, enabled=autocast):
+        return network(x, t).to(x.dtype)
+
+
+def freeze(network: nn.Module, config: RunConfig) -> nn.Module:
+    """`network` as a peer, in place: evaluation mode, no gradients, parameters in the type that it runs in."""
+    network.eval().requires_grad_(False)
+    if config.autocast == "bfloat16":
+        for parameter in network.parameters():
+            parameter.data = parameter.data.to(torch.bfloat16)
+    return network
+
+
 @dataclass(frozen=True)
 class Peers:
-    """The frozen networks that one player sees, in evaluation mode, and their weights Q_y, which sum to 1."""
+    """The frozen networks that one player sees, and their weights Q_y, which sum to 1.
+
+    `shares: [steps, peers]`, on the CPU, are the weights in each of several steps, where they are not Q in all.
+    """
 
     networks: Sequence[nn.Module] = ()
     weights: Sequence[float] = ()
+    shares: Tensor | None = None
 
     @torch.no_grad()
-    def mean(self, x: Tensor, t: Tensor) -> Tensor | None:
-        """E_Q s_{y'}(x, t), the shape of `x: [batch, *dims]`; None when there are no peers."""
-        total = None
-        for network, weight in zip(self.networks, self.weights, strict=True):
-            output = network(x, t) * weight
-            total = output if total is None else total.add_(output)
+    def mean(self, x: Tensor, t: Tensor, autocast: bool = False) -> Tensor | None:
+        """E_Q s_{y'}(x, t), the shape of `x: [rows, *dims]`; None when there are no peers.
+
+        With `shares` the rows are those of their steps in turn, and a peer runs on the rows of the steps in which
+        it has a share.
+        """
+        if not self.networks:
+            return None
+        shares = torch.tensor([self.weights], dtype=torch.float64) if self.shares is None else self.shares
+        size, total = len(x) // len(shares), torch.zeros_like(x)
+        parts = [(x[row : row + size], t[row : row + size], total[row : row + size]) for row in range(0, len(x), size)]
+        at_once = max(1, (PASS if x.device.type == "cpu" else BLOCK) // (size * x[0].numel()))
+        for network, weights in zip(self.networks, shares.T.tolist(), strict=True):
+            drawn = [(weight, *part) for weight, part in zip(weights, parts, strict=True) if weight]
+            for start in range(0, len(drawn), at_once):
+                weight, rows, times, totals = zip(*drawn[start : start + at_once], strict=True)
+                outputs = predict(network, torch.cat(rows), torch.cat(times), autocast).split(size)
+                torch._foreach_add_(totals, torch._foreach_mul(outputs, weight))
         return total
 
 
@@ -128,7 +164,8 @@ def _batch(
     x, t = process.noised(x0, index, noise), process.times[index]
     target = denoising_target(config.parametrisation, noise, expand(process.sigma[index], noise))
     denoising, mutual = (process.weight(name)[index] for name in (config.lambda_weight, config.omega_weight))
-    return Batch(x, t, target, peers.mean(x, t), denoising, mutual)
+    mean = peers.mean(x, t, config.autocast == "bfloat16")
+    return Batch(x, t, target, mean, denoising, mutual)
 
 
 def blocks(config: RunConfig, numbers: int) -> Iterator[tuple[int, int]]:
@@ -158,11 +195,16 @@ def _fresh(
     process: Process,
     config: RunConfig,
     rng: torch.Generator,
+    shares: Tensor,
 ) -> Iterator[Batch]:
-    """Every step draws its own samples, times and noise; drawn and shown to the peers a block of steps at a time."""
-    for _, steps in blocks(config, data[0].numel()):
+    """Every step draws its own samples, times and noise; drawn and shown to the peers a block of steps at a time.
+
+    `shares: [local_steps, peers]` says how much each peer counts in each step.
+    """
+    for start, steps in blocks(config, data[0].numel()):
         rows = torch.randint(len(data), (steps * config.batch,), generator=rng, device=data.device)
-        yield from noised(data[rows], peers, process, config, rng)
+        seen = replace(peers, shares=shares[start : start + steps])
+        yield from noised(data[rows], seen, process, config, rng)
 
 
 def _fixed(
@@ -193,8 +235,8 @@ def local_steps(
 ) -> Steps:
     """`config.local_steps` steps of class y on its own `data: [n, *dims]`, in place.
 
-    Without peers the mutual term is 0. Randomness: (seed, y, round, "steps"), or (seed, y, 0, "noise") for
-    fixed draws.
+    Without peers the mutual term is 0. Randomness: (seed, y, round, "steps") and, for the peers of each step,
+    (seed, y, round, "peer-steps"); or (seed, y, 0, "noise") for fixed draws.
 
     Raises:
         Diverged: at the first step whose loss or gradient is not finite; the player is then spoilt.
@@ -204,7 +246,9 @@ def local_steps(
         batches = _fixed(data, peers, process, config, generator(config.seed, y, 0, "noise", device=data.device))
     else:
         rng = generator(config.seed, y, round_, "steps", device=data.device)
-        batches = _fresh(data, peers, process, config, rng)
+        chance = generator(config.seed, y, round_, "peer-steps")
+        shares = draw_for_steps(peers.weights, config.peers_per_step, config.local_steps, chance)
+        batches = _fresh(data, peers, process, config, rng, shares)
     parameters = list(player.network.parameters())
     measured = []
     player.network.train()
@@ -230,7 +274,7 @@ def means(measured: Sequence[tuple[Tensor, Tensor, Tensor]], where: str) -> Step
 
 def _step(player: Player, parameters: list[Tensor], batch: Batch, beta: float, config: RunConfig) -> tuple[Tensor, ...]:
     """One update; returns (denoising loss, mutual loss, gradient norm before clipping) as scalars on the device."""
-    output = player.network(batch.x, batch.t)
+    output = predict(player.network, batch.x, batch.t, config.autocast == "bfloat16")
     own = denoising_loss(output, batch.target, batch.denoising).mean()
     alone = batch.peer_mean is None
     pull = own.new_zeros(()) if alone else mutual_loss(output, batch.peer_mean, batch.mutual).mean()
@@ -270,5 +314,6 @@ def held_out_loss(network: nn.Module, data: Tensor, config: RunConfig, process: 
     losses = []
     for index, xi in zip(times, noise, strict=True):
         batch = _batch(data, index.expand(len(data)), xi, Peers(), process, config)
-        losses.append(denoising_loss(network(batch.x, batch.t), batch.target, batch.denoising).mean())
+        output = predict(network, batch.x, batch.t, config.autocast == "bfloat16")
+        losses.append(denoising_loss(output, batch.target, batch.denoising).mean())
     return float(torch.stack(losses).mean())

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 
 import torch
+from torch import Tensor
 
 from fedmutual.seeds import generator
 
@@ -34,3 +35,18 @@ def draw_peers(
         total = sum(weights[index] for index in drawn)
         candidates, weights = [candidates[i] for i in drawn], [weights[i] / total for i in drawn]
     return list(candidates), weights
+
+
+def draw_for_steps(weights: Sequence[float], count: int, steps: int, rng: torch.Generator) -> Tensor:
+    """How much each peer counts in each of `steps` steps that draw `count` peers by Q, `weights: [peers]`.
+
+    Returns [steps, peers] on the CPU, rows summing to 1: systematic sampling (Madow 1949), count points spaced evenly
+    from a uniform start over the cumulated Q, so that a row is Q in the mean, and no peer is met twice in a step
+    unless Q_y gives it more than 1 / count. With 0, or as many as there are peers, every row is Q itself.
+    """
+    q = torch.tensor(weights, dtype=torch.float64)
+    if not 0 < count < len(weights):
+        return q.expand(steps, -1)
+    points = (torch.rand(steps, 1, dtype=torch.float64, generator=rng) + torch.arange(count)) / count
+    drawn = torch.searchsorted(q.cumsum(0)[:-1], points, right=True)
+    return torch.zeros(steps, len(q), dtype=torch.float64).scatter_add_(1, drawn, torch.full_like(points, 1 / count))
