@@ -27,6 +27,7 @@ class Roster:
         self.held: dict[int, int] = {}  # node -> class
         self.asked: dict[int, int] = {}  # node -> how often it was asked
         self.wrong_sizes: dict[int, int] = {}  # node -> the number of clients its settings tell
+        self.simulated = False  # clients of a simulation are told how many there are
         self.refusal = ""
 
     @property
@@ -78,7 +79,7 @@ class Roster:
             return self._refuse(node, reason_of(reply))
         hello = reply.content.metric_records.get("hello", {})
         y, partitions = hello.get("class", -1), hello.get("partitions", 0)
-        refusal = ""
+        refusal, self.simulated = "", self.simulated or partitions != 0
         if partitions not in (0, self.classes):
             self.wrong_sizes[node] = partitions
             refusal = f"{self._size_differs(partitions)}: correct its num-partitions"

@@ -22,6 +22,7 @@ from client.app import app as client_app
 from client.app import pick_device
 from fedmutual.config import RunConfig, UserError
 from fedmutual.data.sources import num_classes, training_counts
+from fedmutual.learning.igd import NO_STEPS
 from server.app import OnRound, prepare, serve
 from server.journal import read_history
 
@@ -36,7 +37,11 @@ class Simulation:
         UserError: settings, data or a run folder that cannot work; found here, before anything is started.
     """
 
+    client = client_app
+
     def __init__(self, config: RunConfig, cpus: int = 0, gpus: int = -1):
+        if not config.local_steps:
+            raise UserError(NO_STEPS)
         self.config, self.classes = config, num_classes(config)
         self.at_once = min(self.classes, cpus or len(os.sched_getaffinity(0)))
         self.gpus = _gpus(config, gpus)
@@ -72,7 +77,7 @@ class Simulation:
 
         @server.main()
         def main(grid: Grid, context: Context) -> None:
-            serve(grid, self.strategy)
+            self.serve(grid)
 
         # What matters of Flower's log is in the history; its traceback for every failing client is not wanted.
         logging.getLogger("flwr").setLevel(logging.CRITICAL)
@@ -81,13 +86,18 @@ class Simulation:
         resources = {"num_cpus": self.at_once, "num_gpus": self.gpus}
         run_simulation(
             server,
-            client_app,
+            self.client,
             num_supernodes=self.classes,
             backend_config={
                 "init_args": {**resources, "log_to_driver": False, "logging_level": "CRITICAL"},
-                "client_resources": {"num_cpus": 1, "num_gpus": share},
+                # Ray starts a client process anew that was killed, say for want of memory.
+                "client_resources": {"num_cpus": 1, "num_gpus": share, "max_restarts": -1},
             },
         )
+
+    def serve(self, grid: Grid) -> None:
+        """The server's part, once Flower has started it."""
+        serve(grid, self.strategy)
 
 
 def _gpus(config: RunConfig, wanted: int) -> int:

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from fedmutual.config import RunConfig
+from fedmutual.config import RunConfig, UserError
 from fedmutual.diffusion import Process, ddpm, ornstein_uhlenbeck
 from fedmutual.diffusion.process import expand
 from fedmutual.learning.objective import denoising_loss, denoising_target, mutual_loss
@@ -24,6 +24,8 @@ BLOCK = 2**18
 """Numbers of x_t drawn, and run through every peer, at once: 128 steps of batch 32 on 8x8 images."""
 
 HELD_OUT_TIMES = 10
+
+NO_STEPS = "local-steps = 0 is for separate machines, whose server finds the number: give one here, such as 200"
 
 
 class Diverged(RuntimeError):
@@ -186,8 +188,11 @@ def local_steps(
     fixed draws.
 
     Raises:
+        UserError: no number of steps is given.
         Diverged: at the first step whose loss or gradient is not finite; the player is then spoilt.
     """
+    if not config.local_steps:
+        raise UserError(NO_STEPS)
     beta = effective_beta(config, len(data))
     if config.draws == "fixed":
         batches = _fixed(data, peers, process, config, generator(config.seed, y, 0, "noise", device=data.device))
