@@ -86,9 +86,7 @@ def _trial(grid: Grid, strategy: MutualLearning) -> tuple[float, float]:
         if len(replies) == len(orders):
             return whole, max(seconds)
         log(WARNING, "a trial took timeout = %g s, and not all replied: once more", strategy.config.timeout)
-    raise RunFailed(
-        f"{PATIENCE} trials of local steps without a reply of all clients: raise timeout, or set local-steps"
-    )
+    raise RunFailed(f"{PATIENCE} trials without a reply of every client: raise timeout, or set local-steps")
 
 
 def _seconds(replies: list[Message], whole: float) -> tuple[list[float], list[str]]:

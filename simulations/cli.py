@@ -215,6 +215,33 @@ def bench(
 
 
 @app.command()
+def soak(
+    rounds: Annotated[int, typer.Option(min=10, help="Rounds of ten clients; 500 take ten minutes.")] = 500,
+    cpus: Annotated[int, typer.Option(min=0, help="Clients that train at once; 0: one for each core.")] = 0,
+    out: Annotated[Path | None, typer.Option(help="A new folder; by default runs/soak-TIME.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Simulate hundreds of rounds in which clients fail in every way: does memory grow, is anything lost?
+
+    Fails when a process grows by more than 5 % after its first 50 rounds or outlives the run, or a reply is not
+    accounted for.
+    """
+    from simulations.soak import soak as run
+
+    folder = out or Path("runs") / f"soak-{datetime.now():%Y%m%d-%H%M%S}"
+    with progress("soaking", rounds, "rounds") as advance:
+        accounts, memory, wrong = run(rounds, folder, cpus, lambda rows: advance(rows[0]["round"]))
+    if as_json:
+        _print_json(accounts + memory)
+    else:
+        for rows in (accounts, memory):
+            print_rows(rows)
+        print(f"figure: {folder / 'memory.png'}")
+    if wrong:
+        raise RuntimeError(f"{len(wrong)} things are not as they should be: {'; '.join(wrong[:3])}")
+
+
+@app.command()
 def credentials(
     folder: Annotated[Path, typer.Argument(metavar="DIR")],
     clients: Annotated[int, typer.Option(min=1, help="Clients that get a key pair.")],
@@ -292,6 +319,14 @@ def print_metrics(rows: list[dict[str, Any]]) -> None:
         cells = [values.get((run, metric, name)) for metric in metrics for run in runs]
         shown = ["" if value is None else f"{value:.3g}" for value in cells]
         table.add_row(name, str(counts.get(name, "")), *shown)
+    Console().print(table)
+
+
+def print_rows(rows: list[dict[str, Any]]) -> None:
+    """Rows that share their fields, as a table."""
+    table = Table(*(key.replace("_", " ") for key in next(iter(rows), {})), box=None, padding=(0, 2, 0, 0))
+    for row in rows:
+        table.add_row(*(f"{value:.3g}" if isinstance(value, float) else str(value) for value in row.values()))
     Console().print(table)
 
 

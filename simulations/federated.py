@@ -26,6 +26,10 @@ from fedmutual.learning.igd import NO_STEPS
 from server.app import OnRound, prepare, serve
 from server.journal import read_history
 
+RAY_OPTIONS = {"max_restarts": -1, "enable_task_events": False}
+"""A client process that was killed, say for want of memory, is started anew; and Ray does not keep an account of every
+order, which would grow by 4 MB in a hundred rounds of ten clients."""
+
 
 class Simulation:
     """A federation of one client a class on this machine.
@@ -90,8 +94,7 @@ class Simulation:
             num_supernodes=self.classes,
             backend_config={
                 "init_args": {**resources, "log_to_driver": False, "logging_level": "CRITICAL"},
-                # Ray starts a client process anew that was killed, say for want of memory.
-                "client_resources": {"num_cpus": 1, "num_gpus": share, "max_restarts": -1},
+                "client_resources": {"num_cpus": 1, "num_gpus": share, **RAY_OPTIONS},
             },
         )
 
