@@ -5,6 +5,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any
@@ -212,6 +213,39 @@ def bench(
         times = (f"{1e3 * row[key]:.3f}" for key in ("seconds", "bare_seconds"))
         table.add_row(row["network"], str(row["batch"]), str(row["peers"]), *times, f"{row['ratio']:.2f}")
     Console().print(table)
+
+
+@app.command()
+def doctor(
+    preset: Annotated[str | None, typer.Argument()] = None,
+    settings: Settings = None,
+    connection: Annotated[
+        str | None, typer.Option(help="Of Flower's config.toml: check its certificates and its SuperLink too.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Check whether this machine is fit for a run, and say what to mend.
+
+    PRESET is the name of a preset or a TOML file of settings, as `flwr run -c` takes it; by default the defaults.
+    """
+    config = RunConfig.of(read_preset(preset) if preset else {}, parse_assignments(settings or []))
+
+    from simulations.doctor import checks, read_connection
+
+    todo, rows = checks(config, read_connection(connection) if connection else None), []
+    with progress("checking", len(todo), "checks") as advance:
+        for done, check in enumerate(todo, 1):
+            rows += [asdict(finding) for finding in check()]
+            advance(done)
+    if as_json:
+        _print_json(rows)
+    else:
+        table = Table("check", "", "what was seen", box=None, padding=(0, 2, 0, 0))
+        for row in rows:
+            table.add_row(row["check"], row["verdict"], "\n→ ".join(filter(None, (row["seen"], row["mend"]))))
+        Console().print(table)
+    if wrong := [row["check"] for row in rows if row["verdict"] == "wrong"]:
+        raise RuntimeError(f"{len(wrong)} of {len(rows)} checks are wrong: {', '.join(wrong)}")
 
 
 @app.command()
