@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 RUNS := runs/demo
 
-.PHONY: install demo deploy-demo test test-faults lint
+.PHONY: install demo deploy-demo test test-faults soak lint
 
 install: .venv/installed
 
@@ -23,6 +23,10 @@ demo: install
 deploy-demo: install
 	rm -rf $(RUNS)/deployed
 	$(BIN)/fedmutual deploy-demo --out $(RUNS)/deployed
+
+soak: install
+	rm -rf $(RUNS)/soak
+	$(BIN)/fedmutual soak --out $(RUNS)/soak
 
 test: install lint
 	$(BIN)/python -m pytest

@@ -53,7 +53,10 @@ class RunConfig(BaseModel):
     # The run
     seed: Count = Field(0, description="everything random follows from it")
     rounds: Positive = Field(20, description="exchanges of networks")
-    local_steps: Positive = Field(200, description="gradient steps of each client in a round")
+    local_steps: Count = Field(
+        200,
+        description="gradient steps of each client in a round; 0: as many as make its start-up 5 % of it (deployed)",
+    )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: a GPU where there is one")
     dtype: Literal["float32", "float64"] = Field("float32", description="of parameters and arithmetic")
     autocast: Literal["none", "bfloat16"] = Field(

@@ -1,6 +1,5 @@
 """The ServerApp: opens the run folder, then runs the rounds that are left."""
 
-import math
 from collections.abc import Callable
 from logging import ERROR, INFO
 from typing import Any
@@ -14,13 +13,11 @@ from fedmutual.config import RunConfig, UserError
 from fedmutual.data.sources import num_classes, sample_shape
 from server.bank import Bank
 from server.intake import ROOM, Intake
-from server.journal import Journal
+from server.journal import Journal, settled_before
+from server.pace import WORTHWHILE, settle, worthwhile_steps
 from server.strategy import MutualLearning, RunFailed
 
 OnRound = Callable[[list[dict[str, Any]]], None]
-
-WORTHWHILE = 0.95
-"""Share of a round that should be gradient steps: deployed, each message starts a client process anew."""
 
 MEASURABLE = 1e-3
 """Seconds of gradient steps, as clients tell them, from which advice can be worked out."""
@@ -36,7 +33,11 @@ def main(grid: Grid, context: Context) -> None:
     """A run started by `flwr run`, whose run config holds the settings; its log is what `flwr log` shows."""
     try:
         config = RunConfig.of(dict(context.run_config))
-        strategy = prepare(config, lambda rows: log(INFO, "%s", round_in_words(rows, config)))
+
+        def tell(rows: list[dict[str, Any]]) -> None:
+            log(INFO, "%s", round_in_words(rows, strategy.config, strategy.roster.simulated))
+
+        strategy = prepare(config, tell)
         log(INFO, "run folder: %s", strategy.journal.folder)
         # Only replies from other machines come over Flower's HTTP; those of a simulation are this machine's own.
         serve(Intake(grid, reply_limit(config, strategy.bank)) if isinstance(grid, HttpGrid) else grid, strategy)
@@ -45,8 +46,11 @@ def main(grid: Grid, context: Context) -> None:
         raise
 
 
-def round_in_words(rows: list[dict[str, Any]], config: RunConfig) -> str:
-    """One line on a round: how many got through, the worst class, and local-steps if start-up outweighs training."""
+def round_in_words(rows: list[dict[str, Any]], config: RunConfig, simulated: bool = False) -> str:
+    """One line on a round: how many got through, the worst class, and local-steps if start-up outweighs training.
+
+    Simulated clients share this machine's cores and are not started anew, so that for them it tells no more.
+    """
     done = [row for row in rows if row["status"] == "ok"]
     text = f"round {rows[0]['round']} of {config.rounds}: {len(done)} of {len(rows)} classes"
     if not done:
@@ -54,11 +58,13 @@ def round_in_words(rows: list[dict[str, Any]], config: RunConfig) -> str:
     worst = max(done, key=lambda row: row["loss"])
     training, whole = max(row["seconds"] for row in done), rows[0]["round_seconds"]
     text += f", worst loss {worst['loss']:.4g} (class {worst['class']}), {whole:.1f} s"
-    if not MEASURABLE <= training < WORTHWHILE * whole:
+    if simulated or training < MEASURABLE:
         return text
-    steps = config.local_steps * (whole - training) / training * WORTHWHILE / (1 - WORTHWHILE)
-    advice = f"local-steps = {math.ceil(steps):d} would make it {WORTHWHILE:.0%}"
-    return f"{text}, {training / whole:.0%} of it gradient steps: {advice}"
+    text += f", {training / whole:.0%} of it gradient steps"
+    if training >= WORTHWHILE * whole:
+        return text
+    steps = worthwhile_steps(whole - training, training / config.local_steps)
+    return f"{text}: local-steps = {steps} would make it {WORTHWHILE:.0%}"
 
 
 def prepare(config: RunConfig, on_round: OnRound = lambda rows: None) -> MutualLearning:
@@ -67,6 +73,7 @@ def prepare(config: RunConfig, on_round: OnRound = lambda rows: None) -> MutualL
     Raises:
         UserError: settings that cannot work, or a run folder that is taken.
     """
+    config = settled_before(config)
     bank = Bank(config, sample_shape(config), num_classes(config))
     if config.min_clients > bank.classes:
         raise UserError(f"min-clients = {config.min_clients}, and there are {bank.classes} classes: lower it")
@@ -89,14 +96,17 @@ def reply_limit(config: RunConfig, bank: Bank) -> int:
 
 
 def serve(grid: Grid, strategy: MutualLearning) -> None:
-    """Train for `rounds` rounds, or what is left of them.
+    """Train for `rounds` rounds, or what is left of them; before the first, settle how long they are.
 
     Raises:
         RunFailed: no client gets through.
+        UserError: simulated clients, and no number of local steps.
     """
     config, journal = strategy.config, strategy.journal
     left = max(0, config.rounds - journal.round)
     try:
+        if not config.local_steps:
+            settle(grid, strategy)
         strategy.start(grid, ArrayRecord(), num_rounds=left, timeout=config.timeout)
     except BaseException:
         journal.write_run(status="stopped")

@@ -32,8 +32,8 @@ KEPT = 2
 class Journal:
     """The folder of one run.
 
-    run: the identity that clients file their state under; attempt: how often the server was started, by which
-    clients tell an abandoned server's orders; round: the last one done; best: (round, largest gradient norm).
+    run: the identity that clients file their state under; attempt: how often the server began, by which clients
+    tell orders that were given up; round: the last one done; best: (round, largest gradient norm).
     """
 
     def __init__(self, config: RunConfig, bank: Bank | Shelf):
@@ -44,8 +44,17 @@ class Journal:
         else:
             self._create(config, bank)
         # The settings come after the identity: a folder with settings is a run that can be resumed.
-        write_atomic(self.folder / "config.toml", write_settings(config.settings()).encode())
+        self.write_settings(config)
         self.write_run(attempt=self.attempt, status="running")
+
+    def write_settings(self, config: RunConfig) -> None:
+        """The settings in force, in `config.toml`."""
+        write_atomic(self.folder / "config.toml", write_settings(config.settings()).encode())
+
+    def begin_attempt(self) -> None:
+        """Give up what was ordered since the last checkpoint: orders of a new attempt take clients back to it."""
+        self.attempt += 1
+        self.write_run(attempt=self.attempt)
 
     def _create(self, config: RunConfig, bank: Bank | Shelf) -> None:
         if (self.folder / "config.toml").exists():
@@ -151,6 +160,14 @@ def read_history(folder: Path) -> list[dict[str, Any]]:
         except json.JSONDecodeError:
             break
     return lines
+
+
+def settled_before(config: RunConfig) -> RunConfig:
+    """`config` with the number of local steps that the run in its folder settled on, if it is to go on with that."""
+    path = run_folder(config) / "config.toml"
+    if not config.resume or config.local_steps or not path.exists():
+        return config
+    return config.but(local_steps=RunConfig.of(read_settings(path)).local_steps)
 
 
 def check_resumable(folder: Path, config: RunConfig) -> None:

@@ -28,6 +28,7 @@ class Roster:
         self.held: dict[int, int] = {}  # node -> class
         self.asked: dict[int, int] = {}  # node -> how often it was asked
         self.wrong_sizes: dict[int, int] = {}  # node -> the number of clients its settings tell
+        self.simulated = False  # clients of a simulation are told how many there are
         self.refusal = ""
 
     @property
@@ -82,7 +83,7 @@ class Roster:
         except Rejected as rejected:
             self.asked[node] = GREETINGS
             return self._refuse(node, str(rejected))
-        refusal = ""
+        refusal, self.simulated = "", self.simulated or partitions != 0
         if partitions not in (0, self.classes):
             self.wrong_sizes[node] = partitions
             refusal = f"{self._size_differs(partitions)}: correct its num-partitions"

@@ -92,6 +92,11 @@ class MutualLearning(Strategy):
         )
         return Message(RecordDict({"order": order, **records}), node, MessageType.TRAIN)
 
+    def give_up(self) -> None:
+        """Forget the round that was ordered, and have the clients forget it too."""
+        self.round = self.journal.round
+        self.journal.begin_attempt()
+
     # A round, on its way back
 
     def aggregate_train(self, server_round: int, replies: Iterable[Message]) -> tuple[None, None]:

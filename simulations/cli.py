@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any
@@ -402,6 +403,66 @@ def steps(
 
 
 @app.command()
+def doctor(
+    preset: Annotated[str | None, typer.Argument()] = None,
+    settings: Settings = None,
+    connection: Annotated[
+        str | None, typer.Option(help="Of Flower's config.toml: check its certificates and its SuperLink too.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Check whether this machine is fit for a run, and say what to mend.
+
+    PRESET is the name of a preset or a TOML file of settings, as `flwr run -c` takes it; by default the defaults.
+    """
+    config = RunConfig.of(read_preset(preset) if preset else {}, parse_assignments(settings or []))
+
+    from simulations.doctor import checks, read_connection
+
+    todo, rows = checks(config, read_connection(connection) if connection else None), []
+    with progress("checking", len(todo), "checks") as advance:
+        for done, check in enumerate(todo, 1):
+            rows += [asdict(finding) for finding in check()]
+            advance(done)
+    if as_json:
+        _print_json(rows)
+    else:
+        table = Table("check", "", "what was seen", box=None, padding=(0, 2, 0, 0))
+        for row in rows:
+            table.add_row(row["check"], row["verdict"], "\n→ ".join(filter(None, (row["seen"], row["mend"]))))
+        Console().print(table)
+    if wrong := [row["check"] for row in rows if row["verdict"] == "wrong"]:
+        raise RuntimeError(f"{len(wrong)} of {len(rows)} checks are wrong: {', '.join(wrong)}")
+
+
+@app.command()
+def soak(
+    rounds: Annotated[int, typer.Option(min=10, help="Rounds of ten clients; 500 take ten minutes.")] = 500,
+    cpus: Annotated[int, typer.Option(min=0, help="Clients that train at once; 0: one for each core.")] = 0,
+    out: Annotated[Path | None, typer.Option(help="A new folder; by default runs/soak-TIME.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Simulate hundreds of rounds in which clients fail in every way: does memory grow, is anything lost?
+
+    Fails when a process grows by more than 5 % after its first 50 rounds or outlives the run, or a reply is not
+    accounted for.
+    """
+    from simulations.soak import soak as run
+
+    folder = out or Path("runs") / f"soak-{datetime.now():%Y%m%d-%H%M%S}"
+    with progress("soaking", rounds, "rounds") as advance:
+        accounts, memory, wrong = run(rounds, folder, cpus, lambda rows: advance(rows[0]["round"]))
+    if as_json:
+        _print_json(accounts + memory)
+    else:
+        for rows in (accounts, memory):
+            print_rows(rows)
+        print(f"figure: {folder / 'memory.png'}")
+    if wrong:
+        raise RuntimeError(f"{len(wrong)} things are not as they should be: {'; '.join(wrong[:3])}")
+
+
+@app.command()
 def credentials(
     folder: Annotated[Path, typer.Argument(metavar="DIR")],
     clients: Annotated[int, typer.Option(min=1, help="Clients that get a key pair.")],
@@ -485,6 +546,14 @@ def print_metrics(rows: list[dict[str, Any]]) -> None:
         cells = [values.get((arm, metric, name)) for metric in metrics for arm in arms]
         shown = ["" if value is None else f"{value:.3g}" for value in cells]
         table.add_row(name, str(counts.get(name, "")), *shown)
+    Console().print(table)
+
+
+def print_rows(rows: list[dict[str, Any]]) -> None:
+    """Rows that share their fields, as a table."""
+    table = Table(*(key.replace("_", " ") for key in next(iter(rows), {})), box=None, padding=(0, 2, 0, 0))
+    for row in rows:
+        table.add_row(*(f"{value:.3g}" if isinstance(value, float) else str(value) for value in row.values()))
     Console().print(table)
 
 

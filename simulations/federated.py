@@ -24,8 +24,13 @@ from client.app import app as client_app
 from client.app import pick_device
 from fedmutual.config import RunConfig, UserError
 from fedmutual.data.sources import num_classes, training_counts
+from fedmutual.learning.igd import NO_STEPS
 from server.app import OnRound, prepare, serve
 from server.journal import read_history
+
+RAY_OPTIONS = {"max_restarts": -1, "enable_task_events": False}
+"""A client process that was killed, say for want of memory, is started anew; and Ray does not keep an account of every
+order, which would grow by 4 MB in a hundred rounds of ten clients."""
 
 
 class App(NamedTuple):
@@ -50,6 +55,8 @@ class Simulation:
     """
 
     def __init__(self, config: RunConfig, cpus: int = 0, gpus: int = -1, app: App = MUTUAL):
+        if not config.local_steps:
+            raise UserError(NO_STEPS)
         self.app = app
         self.config, self.classes = config, num_classes(config)
         self.at_once = min(self.classes, cpus or len(os.sched_getaffinity(0)))
@@ -99,7 +106,7 @@ class Simulation:
             num_supernodes=self.classes,
             backend_config={
                 "init_args": {**resources, "log_to_driver": False, "logging_level": "CRITICAL"},
-                "client_resources": {"num_cpus": 1, "num_gpus": share},
+                "client_resources": {"num_cpus": 1, "num_gpus": share, **RAY_OPTIONS},
             },
         )
 

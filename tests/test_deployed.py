@@ -21,7 +21,7 @@ from fedmutual.networks import build
 from fedmutual.records import HELLO, NUMBERS, ORDER
 from server.journal import read_history
 from simulations.deploy_demo import IMAGES, demo, rounds_table, write_images
-from simulations.deployment import Deployment, DeploymentFailed, kill, living
+from simulations.deployment import CONNECTION, Deployment, DeploymentFailed, kill, living
 from simulations.results import read_networks
 
 CLIENTS = 2
@@ -225,6 +225,19 @@ def test_a_run_that_cannot_start_says_why_in_one_line(federation, completed):
     run = finish(federation, {**SETTINGS, "out": str(completed)})
     assert federation.status(run) == "finished:failed"
     assert federation.why(run) == f"{completed} already holds a run: resume it, or choose another folder for out"
+
+
+def test_the_doctor_finds_this_federation_well(federation):
+    home = {"FLWR_HOME": str(federation.root / "flower" / "user")}
+    command = [sys.executable, "-c", "from simulations.cli import main; main()", "doctor", "--json"]
+    done = subprocess.run(
+        [*command, "--connection", CONNECTION], env={**os.environ, **home}, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    seen = {row["check"]: row["seen"] for row in json.loads(done.stdout)["rows"]}
+    assert "trusted for 127.0.0.1" in seen["tls"]
+    assert f"127.0.0.1:{federation.port} answers" in seen["superlink"]
+    assert {"authority", "certificate", "clock", "store", "run folder"} <= set(seen)
 
 
 def test_a_key_that_is_not_registered_gets_nowhere(federation):

@@ -88,5 +88,9 @@ def test_the_log_names_the_worst_class_and_the_steps_that_outweigh_start_up():
 
 def test_the_log_has_no_advice_for_rounds_that_are_long_enough_or_fruitless():
     config = RunConfig(rounds=9)
-    assert round_in_words([row(0, seconds=9.8)], config).endswith("10.0 s")
+    assert round_in_words([row(0, seconds=9.8)], config).endswith("10.0 s, 98% of it gradient steps")
     assert round_in_words([row(0, "error", None, None)], config) == "round 3 of 9: 0 of 1 classes"
+
+
+def test_simulated_clients_share_cores_and_get_no_advice():
+    assert round_in_words([row(0)], RunConfig(rounds=9), simulated=True).endswith("10.0 s")

@@ -120,6 +120,8 @@ def test_a_simulation_in_which_nobody_gets_through_says_so_and_fails(tmp_path):
         (["simulate", "digits", "-s", "device=cuda"], "device = cuda"),
         (["simulate", "digits", "-s", "head-count=5000"], "head-count"),
         (["simulate", "digits", "-s", "min-clients=11"], "min-clients = 11"),
+        (["simulate", "digits", "-s", "local-steps=0"], "local-steps = 0 is for separate machines"),
+        (["bench", "digits", "-s", "local-steps=0"], "local-steps = 0 is for separate machines"),
         (["simulate", "fashion"], "data-path"),
         (["simulate", "fashion", "-s", "data-path=/nowhere.npz"], "/nowhere.npz"),
         (["simulate", "--resume", "/nowhere"], "/nowhere holds no run to resume"),

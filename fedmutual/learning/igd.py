@@ -15,7 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from fedmutual.config import RunConfig
+from fedmutual.config import RunConfig, UserError
 from fedmutual.diffusion import Process, ddpm, ornstein_uhlenbeck
 from fedmutual.diffusion.process import expand
 from fedmutual.learning.objective import denoising_loss, denoising_target, mutual_loss
@@ -29,6 +29,8 @@ PASS = 2**16
 """Numbers that go through a peer at once on a CPU: a U-Net's activations for more fall out of the cache."""
 
 HELD_OUT_TIMES = 10
+
+NO_STEPS = "local-steps = 0 is for separate machines, whose server finds the number: give one here, such as 200"
 
 
 class Diverged(RuntimeError):
@@ -239,8 +241,11 @@ def local_steps(
     (seed, y, round, "peer-steps"); or (seed, y, 0, "noise") for fixed draws.
 
     Raises:
+        UserError: no number of steps is given.
         Diverged: at the first step whose loss or gradient is not finite; the player is then spoilt.
     """
+    if not config.local_steps:
+        raise UserError(NO_STEPS)
     beta = effective_beta(config, len(data))
     if config.draws == "fixed":
         batches = _fixed(data, peers, process, config, generator(config.seed, y, 0, "noise", device=data.device))
