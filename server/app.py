@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from contextlib import suppress
 from logging import ERROR, INFO
 from typing import Any
 
@@ -9,6 +10,7 @@ from flwr.app import ArrayRecord, Context
 from flwr.common.logger import log
 from flwr.serverapp import Grid, ServerApp
 
+from fedmutual.checkpoint import Unwritable
 from fedmutual.config import RunConfig, UserError
 from fedmutual.data.sources import num_classes, sample_shape
 from server.bank import Bank
@@ -34,7 +36,7 @@ def main(grid: Grid, context: Context) -> None:
         strategy = prepare(config, lambda rows: log(INFO, "%s", round_in_words(rows, config)))
         log(INFO, "run folder: %s", strategy.journal.folder)
         serve(grid, strategy)
-    except (UserError, RunFailed) as error:
+    except (UserError, RunFailed, Unwritable) as error:
         log(ERROR, "%s%s", STOPS, error)  # ahead of the traceback that Flower prints
         raise
 
@@ -72,12 +74,14 @@ def serve(grid: Grid, strategy: MutualLearning) -> None:
 
     Raises:
         RunFailed: no client gets through.
+        Unwritable: the run folder's disk is full.
     """
     config, journal = strategy.config, strategy.journal
     left = max(0, config.rounds - journal.round)
     try:
         strategy.start(grid, ArrayRecord(), num_rounds=left, timeout=config.timeout)
     except BaseException:
-        journal.write_run(status="stopped")
+        with suppress(Unwritable):  # on a full disk the first error says so, and the status stays as it was
+            journal.write_run(status="stopped")
         raise
     journal.write_run(status="done")
