@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 RUNS := runs/demo
 
-.PHONY: install demo deploy-demo test lint
+.PHONY: install demo deploy-demo test test-faults lint
 
 install: .venv/installed
 
@@ -26,6 +26,9 @@ deploy-demo: install
 
 test: install lint
 	$(BIN)/python -m pytest
+
+test-faults: install
+	$(BIN)/python -m pytest -m faults
 
 lint: install
 	$(BIN)/ruff check .

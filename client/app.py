@@ -78,12 +78,8 @@ def _train(message: Message, context: Context) -> Message:
             log(INFO, "round %d was done before: its reply is sent again", round_)
         else:
             peers = _peers(message.content, order, config, player.network, initial)
-            numbers = {
-                "class": y,
-                "attempt": attempt,
-                "round": round_,
-                **_round(player, data, peers, config, y, round_),
-            }
+            measured = _round(player, data, peers, config, y, round_)
+            numbers = {"class": y, "attempt": attempt, "round": round_, **measured}
             # A state that the server would refuse is not kept: the next round starts from the last good one.
             for network in (player.published(), player.network.state_dict()):
                 check_values(network, initial, config.norm_bound)
