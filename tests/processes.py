@@ -69,8 +69,7 @@ class Strike:
 
     @classmethod
     def draw(cls, rng: random.Random, moments: tuple[str, ...], occurrences: int) -> "Strike":
-        delay = rng.choice((0.0, rng.uniform(0, DELAY)))
-        return cls(rng.choice(moments), rng.randint(1, occurrences), delay)
+        return cls(rng.choice(moments), rng.randint(1, occurrences), rng.uniform(0, DELAY))
 
 
 class Victim:
@@ -165,12 +164,13 @@ class Kills:
 class ProcessGrid(LocalGrid):
     """Runs every message in a process of its own, all of a round at once, until each has a reply.
 
-    `share` of the processes are struck, drawn from (seed, message, how often it was started).
+    The first process of every other order is killed at one of the moments in turn; of the others, those started
+    anew included, half are killed at a moment that is drawn from (seed, attempt, round, node, how often started).
     """
 
-    def __init__(self, classes: Iterable[int], kills: Kills, seed: str, share: float):
+    def __init__(self, classes: Iterable[int], kills: Kills, seed: int):
         super().__init__(classes)
-        self.kills, self.seed, self.share = kills, seed, share
+        self.kills, self.seed = kills, seed
         self.context = multiprocessing.get_context("fork")
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> list[Message]:
@@ -207,15 +207,20 @@ class ProcessGrid(LocalGrid):
         return replies
 
     def _start(self, order: Message, times: int) -> Watched:
-        what = order.content.config_records.get("order", {"attempt": 0, "round": 0})
-        rng = random.Random(f"{self.seed}/{order.metadata.dst_node_id}/{what['attempt']}/{what['round']}/{times}")
-        hit = what["round"] and times <= 3 and rng.random() < self.share
-        strike = Strike.draw(rng, CLIENT, 1) if hit else None
+        strike = self._strike(order, times) if order.content.config_records else None
         ours, theirs = multiprocessing.Pipe(duplex=False)
         process = self.context.Process(target=self._carry_out, args=(order, theirs, strike))
         process.start()
         theirs.close()
         return Watched(process, ours, strike)
+
+    def _strike(self, order: Message, times: int) -> Strike | None:
+        what, node = order.content.config_records["order"], order.metadata.dst_node_id
+        turn = (len(self.contexts) * what["round"] + node) % (2 * len(CLIENT))
+        if times == 1 and turn < len(CLIENT):
+            return Strike(CLIENT[turn], 1, 0.0)
+        rng = random.Random(f"{self.seed}/{what['attempt']}/{what['round']}/{node}/{times}")
+        return Strike.draw(rng, CLIENT, 1) if times <= 3 and rng.random() < 0.5 else None
 
     def _carry_out(self, order: Message, watcher: Connection, strike: Strike | None) -> None:
         Victim.watched("client", watcher, strike)
@@ -232,20 +237,23 @@ def _serve(settings: dict[str, Any], watcher: Connection, strike: Strike | None,
     federate(RunConfig.of(settings), grid)
 
 
-def federate_under_kills(config: RunConfig, folder: Path, seed: int, server_kills: int, share: float) -> dict[str, int]:
-    """Run `config` to its end though its processes are killed; how many kills fell at which moment."""
+def federate_under_kills(config: RunConfig, folder: Path, seed: int, server_kills: int) -> dict[str, int]:
+    """Run `config` to its end though its processes are killed; how many kills fell at which moment.
+
+    The server is killed `server_kills` times, in each of its moments first and then in drawn ones.
+    """
     # The parent of all is a fresh process, with everything imported and no thread that a fork would lose.
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as parent:
-        return parent.submit(_run_to_its_end, config, folder, seed, server_kills, share).result()
+        return parent.submit(_run_to_its_end, config, folder, seed, server_kills).result()
 
 
-def _run_to_its_end(config: RunConfig, folder: Path, seed: int, server_kills: int, share: float) -> dict[str, int]:
+def _run_to_its_end(config: RunConfig, folder: Path, seed: int, server_kills: int) -> dict[str, int]:
     context = multiprocessing.get_context("fork")
     kills, rng, out = Kills(folder / "kills"), random.Random(seed), Path(config.out)
-    kills.path.touch()
-    for attempt in range(1, 1000):
-        strike = Strike.draw(rng, SERVER, 2) if attempt <= server_kills else None
-        grid = ProcessGrid(range(config.classes), kills, f"{seed}/{attempt}", share)
+    strikes = [Strike(moment, 1, 0.0) for moment in SERVER]
+    strikes += [Strike.draw(rng, SERVER, 2) for _ in range(server_kills - len(SERVER))]
+    for strike in (*strikes, None):
+        grid = ProcessGrid(range(config.classes), kills, seed)
         settings = config.but(resume=(out / "config.toml").exists()).settings()
         ours, theirs = multiprocessing.Pipe(duplex=False)
         process = context.Process(target=_serve, args=(settings, theirs, strike, grid))
@@ -253,12 +261,11 @@ def _run_to_its_end(config: RunConfig, folder: Path, seed: int, server_kills: in
         theirs.close()
         watched = Watched(process, ours, strike)
         _watch_until_it_ends(watched)
-        if watched.struck:
-            kills.add(watched.moment)
-        else:
+        if not watched.struck:
             assert process.exitcode == 0, f"the server failed after: {watched.moment}"
-            return kills.counted()
-    raise AssertionError("the run does not end")
+            break
+        kills.add(watched.moment)
+    return kills.counted()
 
 
 def _watch_until_it_ends(watched: Watched) -> None:

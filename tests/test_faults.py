@@ -39,10 +39,9 @@ def test_killed_at_random_moments_and_resumed_equals_running_through(
     through = three_digits("through", **settings)
     expected = networks(federate(through))
     config = three_digits("killed", **settings)
-    kills = federate_under_kills(config, tmp_path, seed, server_kills=20, share=0.5)
-    record_property("kills", kills)
+    kills = federate_under_kills(config, tmp_path, seed, server_kills=20)
+    record_property(f"{sum(kills.values())} kills", kills)
     assert_same(dict(sorted(read_networks(Path(config.out))[1].items())), expected)
     assert without_times(read_history(Path(config.out))) == without_times(read_history(Path(through.out)))
     assert sum(kills.values()) >= 50
-    assert sum(moment in kills for moment in CLIENT) >= len(CLIENT) - 1
-    assert sum(moment in kills for moment in SERVER) >= 6
+    assert set(kills) >= {*CLIENT, *SERVER}
