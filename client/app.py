@@ -5,9 +5,10 @@ machine decides where its data and its state lie: the node settings `data` (npz 
 and `device` win over what the server sends.
 """
 
+import copy
 import time
 from functools import lru_cache
-from logging import ERROR
+from logging import ERROR, INFO
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,8 @@ from flwr.common.logger import log
 from torch import nn
 
 from client.peers import LoadedPeers
-from client.store import Busy, LostState, StaleRound, Store
+from client.store import Busy, LostState, Numbers, StaleRound, Store
+from fedmutual.checkpoint import Unwritable
 from fedmutual.config import RunConfig, UserError
 from fedmutual.data.sources import ClassData, load_class, num_classes
 from fedmutual.learning.igd import Diverged, Peers, Player, held_out_loss, local_steps, make_process
@@ -44,6 +46,9 @@ def hello(message: Message, context: Context) -> Message:
 def train(message: Message, context: Context) -> Message:
     """One round: restore, step against frozen peers, save, reply with the network and the numbers.
 
+    An order that was carried out before is answered from the store: nothing is trained twice, and a process that
+    is killed between saving and replying loses no round.
+
     What a client raises is sent to the server as text. So errors that may speak of samples, such as how many
     there are or the name of a file, stay in the client's own log.
     """
@@ -51,6 +56,9 @@ def train(message: Message, context: Context) -> Message:
         return _train(message, context)
     except (UserError, Rejected, Diverged, StaleRound, Busy, LostState):
         raise
+    except Unwritable as error:
+        log(ERROR, "%s", error)
+        raise RuntimeError(f"this client could not save its state: {error.reason}") from None
     except Exception as error:
         log(ERROR, "training failed", exc_info=error)
         raise RuntimeError(f"{type(error).__name__} at this client: its own log says more") from None
@@ -60,29 +68,37 @@ def _train(message: Message, context: Context) -> Message:
     order = unpack_order(message.content)
     config = RunConfig.of(order["settings"], node_settings(context))
     y, attempt, round_ = class_of(context), order["attempt"], order["round"]
-    device = pick_device(config)
+    checkpointed, device = order["checkpointed"], pick_device(config)
     data = own_data(config, y, device)
     player = Player.start(build(config, tuple(data.train.shape[1:]), y).to(device), config)
     initial = {name: tensor.detach().cpu().clone() for name, tensor in player.network.state_dict().items()}
     # All that arrived is checked before the store is touched.
     peers = _peers(message.content, order, config, player.network, initial)
     store = Store(store_root(config), order["run"], y)
-    with store.locked():
-        if not store.restore(player, attempt, round_, order["checkpointed"]) and order["reported"]:
+    with store.locked(config.timeout):
+        numbers = store.restore(player, attempt, round_, checkpointed)
+        if not numbers and order["reported"]:
             raise LostState(f"this client's state of round {order['reported']} is gone: restore its store")
-        process = make_process(config, device)
-        started = time.perf_counter()
-        steps = local_steps(player, data.train, peers, config, process, y, round_)
-        seconds = time.perf_counter() - started
-        published = player.published()
-        # A state that the server would refuse is not kept: the next round starts from the last good one.
-        for network in (published, player.network.state_dict()):
-            check_values(network, initial, config.norm_bound)
-        store.keep(player, attempt, round_, order["checkpointed"])
+        if numbers.get("round") == round_:
+            log(INFO, "round %d was done before: its reply is sent again", round_)
+        else:
+            measured = _round(player, data, peers, config, y, round_)
+            numbers = {"class": y, "attempt": attempt, "round": round_, **measured}
+            # A state that the server would refuse is not kept: the next round starts from the last good one.
+            for network in (player.published(), player.network.state_dict()):
+                check_values(network, initial, config.norm_bound)
+            store.keep(player, numbers, checkpointed)
+    reply = RecordDict({"network": pack_network(player.published()), "numbers": pack_numbers(numbers)})
+    return Message(reply, reply_to=message)
+
+
+def _round(player: Player, data: ClassData, peers: Peers, config: RunConfig, y: int, round_: int) -> Numbers:
+    """Take the round's local steps; what they measured."""
+    process = make_process(config, data.train.device)
+    started = time.perf_counter()
+    steps = local_steps(player, data.train, peers, config, process, y, round_)
+    seconds = time.perf_counter() - started
     numbers = {
-        "class": y,
-        "attempt": attempt,
-        "round": round_,
         "step": player.step,
         "loss": steps.loss,
         "mutual": steps.mutual,
@@ -90,12 +106,12 @@ def _train(message: Message, context: Context) -> Message:
         "seconds": seconds,
     }
     if config.evaluate_every and round_ % config.evaluate_every == 0 and len(data.held_out):
-        player.network.load_state_dict(published)
-        numbers["held-out-loss"] = held_out_loss(player.network, data.held_out, config, process, y)
+        shown = copy.deepcopy(player.network)
+        shown.load_state_dict(player.published())
+        numbers["held-out-loss"] = held_out_loss(shown, data.held_out, config, process, y)
     if config.share_counts:
         numbers["count"] = len(data.train)
-    reply = RecordDict({"network": pack_network(published), "numbers": pack_numbers(numbers)})
-    return Message(reply, reply_to=message)
+    return numbers
 
 
 def class_of(context: Context) -> int:

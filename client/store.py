@@ -2,25 +2,35 @@
 
 Flower starts a fresh process for every message when deployed, and may run one client twice at once after a
 timeout, so the disk is the only truth. The store keeps the states that a server could come back to: the
-newest ones that the server's last checkpoints cover, and all made since.
+newest ones that the server's last checkpoints cover, and all made since. With each goes the reply it was made for, so
+that an order whose reply was lost is answered again, and carried out once.
 """
 
 import fcntl
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TextIO
 
 from torch import Tensor
 
-from fedmutual.checkpoint import load_newest, save
+from fedmutual.checkpoint import load_newest, save, writing
 from fedmutual.learning.igd import Player
 
 KEPT = 2
 """States that the server's checkpoints cover; as many as it keeps checkpoints, should its last one be damaged."""
 
 
+Numbers = dict[str, int | float]
+"""The numbers of a reply; `attempt`, `round` and `step` among them say which state of the player it was made with."""
+
+POLL = 0.05
+"""Seconds between two looks at a store that another process holds."""
+
+
 class StaleRound(RuntimeError):
-    """An order that this client has already carried out, or that an abandoned server sent."""
+    """An order that this client has left behind, or that an abandoned server sent."""
 
 
 class LostState(RuntimeError):
@@ -38,58 +48,79 @@ class Store:
         self.folder = root / run / f"class-{y:03d}"
 
     @contextmanager
-    def locked(self) -> Iterator[None]:
+    def locked(self, patience: float) -> Iterator[None]:
         """Hold the folder; the lock goes with the process, also when it is killed.
 
+        An order may come twice, or while the client still works for a server that was killed: then the first one
+        to hold the folder finishes, and the second finds what it has saved.
+
         Raises:
-            Busy: another process holds it.
+            Busy: another process has held it for all of `patience` seconds.
+            Unwritable: there is no room for the folder.
         """
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with (self.folder / "lock").open("w") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                raise Busy(f"another process is training in {self.folder}") from None
+        deadline = time.monotonic() + patience
+        with writing(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            file = (self.folder / "lock").open("w")
+        with file:
+            while not _lock(file):
+                if time.monotonic() >= deadline:
+                    raise Busy(f"another process is training in {self.folder}")
+                time.sleep(POLL)
             yield
 
     def _files(self) -> list[Path]:
         return sorted(self.folder.glob("round-*.safetensors"))
 
-    def restore(self, player: Player, attempt: int, round_: int, checkpointed: int) -> int:
-        """Bring `player` to the state from which `round_` starts; the round that state was made in, 0 if none.
+    def restore(self, player: Player, attempt: int, round_: int, checkpointed: int) -> Numbers:
+        """Bring `player` to the newest state; the numbers of the reply made with it, none without a state.
 
-        `attempt` counts the starts of the server, `checkpointed` is the last round it has saved. A new attempt
-        takes the client back to that round: what came later belongs to a past that the server has forgotten.
+        That is the state from which `round_` starts. Or it is the one that `round_` has led to: then the order was
+        carried out and its reply lost, and the numbers, whose round tells, are to be sent again. `attempt` counts
+        the starts of the server, `checkpointed` is the last round it has saved. A new attempt takes the client
+        back to that round: what came later belongs to a past that the server has forgotten.
 
         Raises:
-            StaleRound: an order of an older attempt, or of a round that is already done.
+            StaleRound: an order of an older attempt, or of a round before the newest state's.
         """
         found = load_newest(self._files())
         if found:
-            meta = found[2]
-            if attempt < meta["attempt"]:
-                raise StaleRound(f"attempt {attempt} of the server is over: attempt {meta['attempt']} is at work")
-            if attempt == meta["attempt"] and round_ <= meta["round"]:
-                raise StaleRound(f"round {round_} is already done: the store is at round {meta['round']}")
-            if attempt > meta["attempt"]:
+            newest = found[2]
+            if attempt < newest["attempt"]:
+                raise StaleRound(f"attempt {attempt} of the server is over: attempt {newest['attempt']} is at work")
+            if attempt == newest["attempt"] and round_ < newest["round"]:
+                raise StaleRound(f"round {round_} is over: the store is at round {newest['round']}")
+            if attempt > newest["attempt"]:
                 for path in self._files():
                     if _round_of(path) > checkpointed:
                         path.unlink()
                 found = load_newest(self._files())
         if not found:
-            return 0
-        _, tensors, meta = found
+            return {}
+        _, tensors, numbers = found
         _unpack(player, tensors)
-        player.step = meta["step"]
-        return meta["round"]
+        player.step = numbers["step"]
+        return numbers
 
-    def keep(self, player: Player, attempt: int, round_: int, checkpointed: int) -> None:
-        """Save `player` as the state after `round_`, and drop states that no server can ask for again."""
-        meta = {"attempt": attempt, "round": round_, "step": player.step}
-        save(self.folder / f"round-{round_:06d}.safetensors", _pack(player), meta)
+    def keep(self, player: Player, numbers: Numbers, checkpointed: int) -> None:
+        """Save `player` with the numbers of its reply, and drop states that no server can ask for again.
+
+        Raises:
+            Unwritable: the state could not be saved; the one before it stands.
+        """
+        save(self.folder / f"round-{numbers['round']:06d}.safetensors", _pack(player), numbers)
         covered = [path for path in self._files() if _round_of(path) <= checkpointed]
         for path in covered[:-KEPT]:
             path.unlink()
+
+
+def _lock(file: TextIO) -> bool:
+    """Whether the file could be locked."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def _round_of(path: Path) -> int:

@@ -2,7 +2,10 @@
 
 import hashlib
 import json
+import logging
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,24 +19,46 @@ class CheckpointError(RuntimeError):
     """A file that is missing, cut short or altered; says which."""
 
 
+class Unwritable(RuntimeError):
+    """The system refused to write a file, which is then as it was; `reason` is its word on why."""
+
+    def __init__(self, path: Path, error: OSError):
+        self.reason = error.strerror or str(error)
+        super().__init__(f"{path} cannot be written: {self.reason}: what was saved before it is whole")
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turns an OSError of what writes `path` into `Unwritable`."""
+    try:
+        yield
+    except OSError as error:
+        raise Unwritable(path, error) from error
+
+
 def write_atomic(path: Path, content: bytes) -> None:
-    """Put `content` at `path` so that a kill or a full disk leaves the old file or the new one, never a part."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Put `content` at `path` so that a kill or a full disk leaves the old file or the new one, never a part.
+
+    Raises:
+        Unwritable: the disk is full, or the place forbidden.
+    """
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        with partial.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    except OSError:
-        partial.unlink(missing_ok=True)
-        raise
-    directory = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with partial.open("wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            partial.replace(path)
+        except OSError:
+            partial.unlink(missing_ok=True)
+            raise
+        directory = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(directory)
+        finally:
+            os.close(directory)
 
 
 def _digest(tensors: dict[str, Tensor], meta: str) -> str:
@@ -77,10 +102,10 @@ def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def load_newest(paths: list[Path]) -> tuple[Path, dict[str, Tensor], dict[str, Any]] | None:
-    """The last of `paths`, oldest first, that is whole; None when none is."""
+    """The last of `paths`, oldest first, that is whole; None when none is. The log names those that are not."""
     for path in reversed(paths):
         try:
             return path, *load(path)
-        except CheckpointError:
-            continue
+        except CheckpointError as error:
+            logging.getLogger(__name__).warning("%s; the one before it is used", error)
     return None

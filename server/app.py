@@ -1,6 +1,7 @@
 """The ServerApp: opens the run folder, then runs the rounds that are left."""
 
 from collections.abc import Callable
+from contextlib import suppress
 from logging import ERROR, INFO
 from typing import Any
 
@@ -9,6 +10,7 @@ from flwr.common.logger import log
 from flwr.serverapp import Grid, ServerApp
 from flwr.superlink.grid import HttpGrid
 
+from fedmutual.checkpoint import Unwritable
 from fedmutual.config import RunConfig, UserError
 from fedmutual.data.sources import num_classes, sample_shape
 from server.bank import Bank
@@ -41,7 +43,7 @@ def main(grid: Grid, context: Context) -> None:
         log(INFO, "run folder: %s", strategy.journal.folder)
         # Only replies from other machines come over Flower's HTTP; those of a simulation are this machine's own.
         serve(Intake(grid, reply_limit(config, strategy.bank)) if isinstance(grid, HttpGrid) else grid, strategy)
-    except (UserError, RunFailed) as error:
+    except (UserError, RunFailed, Unwritable) as error:
         log(ERROR, "%s%s", STOPS, error)  # ahead of the traceback that Flower prints
         raise
 
@@ -101,6 +103,7 @@ def serve(grid: Grid, strategy: MutualLearning) -> None:
     Raises:
         RunFailed: no client gets through.
         UserError: simulated clients, and no number of local steps.
+        Unwritable: the run folder's disk is full.
     """
     config, journal = strategy.config, strategy.journal
     left = max(0, config.rounds - journal.round)
@@ -109,6 +112,7 @@ def serve(grid: Grid, strategy: MutualLearning) -> None:
             settle(grid, strategy)
         strategy.start(grid, ArrayRecord(), num_rounds=left, timeout=config.timeout)
     except BaseException:
-        journal.write_run(status="stopped")
+        with suppress(Unwritable):  # on a full disk the first error says so, and the status stays as it was
+            journal.write_run(status="stopped")
         raise
     journal.write_run(status="done")

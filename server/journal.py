@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from fedmutual.checkpoint import load_newest, save, write_atomic
+from fedmutual.checkpoint import load_newest, save, write_atomic, writing
 from fedmutual.config import RunConfig, UserError, read_settings, write_settings
 from fedmutual.data.sources import class_names
 from fedmutual.records import Network
@@ -94,9 +94,16 @@ class Journal:
         write_atomic(self.folder / "history.jsonl", "".join(json.dumps(line) + "\n" for line in kept).encode())
 
     def append(self, lines: list[dict[str, Any]]) -> None:
-        """Add a round's lines to the history."""
-        with (self.folder / "history.jsonl").open("a") as file:
+        """Add a round's lines to the history, for good before the round's checkpoint is.
+
+        Raises:
+            Unwritable: the disk is full; a resumed run leaves out what a line has lost.
+        """
+        path = self.folder / "history.jsonl"
+        with writing(path), path.open("a") as file:
             file.writelines(json.dumps(line) + "\n" for line in lines)
+            file.flush()
+            os.fsync(file.fileno())
 
     def checkpoint(self, bank: Bank | Shelf, round_: int, gradient_norm: float) -> None:
         """Save the bank after `round_`; `gradient_norm` is max_y ||grad_y||, infinite when a class is missing."""

@@ -1,7 +1,8 @@
 """Mutual learning as a Flower strategy: it never averages; it shows each client its peers.
 
-A round: greet newcomers, order local steps from the taking-part clients with their peers' networks, check
-every reply into the bank, write history and checkpoint. Nothing that one client does ends the run.
+A round: greet newcomers, order local steps from the taking-part clients with their peers' networks, order them
+anew where a client's process has died over them, check every reply into the bank, write history and checkpoint.
+Nothing that one client does ends the run.
 """
 
 import json
@@ -12,6 +13,7 @@ from typing import Any
 
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, RecordDict
+from flwr.common.constant import ErrorCode
 from flwr.common.logger import log
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
@@ -27,6 +29,12 @@ from server.roster import Roster, RunFailed, reason_of
 
 PATIENCE = 3
 """Rounds in a row without one accepted reply after which a run stops."""
+
+MEASURED = ("step", "loss", "mutual", "grad_norm", "held_out", "seconds")
+"""What a line of the history holds of a reply. A `step` that falls back tells of a client whose store did."""
+
+ORDERS = 4
+"""How often a round's order is sent while the client's process dies over it: memory may be short for good."""
 
 
 class MutualLearning(Strategy):
@@ -50,7 +58,7 @@ class MutualLearning(Strategy):
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
         """One order for each taking-part client, with its peers."""
-        self.round += 1
+        self.round, self.grid = self.round + 1, grid
         if self.round == self.first_round:
             self.roster.wait_for(self.config.min_clients or self.bank.classes, grid, self.config.timeout)
         else:
@@ -101,11 +109,12 @@ class MutualLearning(Strategy):
 
     def aggregate_train(self, server_round: int, replies: Iterable[Message]) -> tuple[None, None]:
         """Check every reply into the bank, then history and checkpoint."""
+        answered = self._insist(replies)
         waiting = {order.metadata.message_id: y for y, order in self.orders.items()}
         held = self.roster.nodes
         idle = {y: "" if y in held else "its client is not there" for y in range(self.bank.classes)}
         lines = {y: self._line(y, "idle", reason) for y, reason in idle.items()}
-        for reply in replies:
+        for reply in answered:
             y = waiting.pop(reply.metadata.reply_to_message_id, None)
             if y is None:
                 log(WARNING, "round %d: a second reply, or one to no order, is left aside", self.round)
@@ -121,6 +130,26 @@ class MutualLearning(Strategy):
         self.on_round(rows)
         return None, None
 
+    def _insist(self, replies: Iterable[Message]) -> list[Message]:
+        """All replies of the round: a client whose process died gets its order anew, while there is time.
+
+        If it had carried the order out, it answers from its store, so that a round counts once.
+        """
+        kept, fresh = [], list(replies)
+        for sending in range(2, ORDERS + 1):
+            classes = {order.metadata.message_id: y for y, order in self.orders.items()}
+            died = {classes.get(reply.metadata.reply_to_message_id) for reply in fresh if has_died(reply)} - {None}
+            left = self.started + self.config.timeout - time.monotonic()
+            if not died or left <= 0:
+                break
+            kept += [reply for reply in fresh if not has_died(reply)]
+            for y in died:
+                log(WARNING, "round %d, class %d: its process died: order %d of %d", self.round, y, sending, ORDERS)
+                order = self.orders[y]
+                self.orders[y] = Message(order.content, order.metadata.dst_node_id, MessageType.TRAIN)
+            fresh = list(self.grid.send_and_receive([self.orders[y] for y in died], timeout=left))
+        return kept + fresh
+
     def _check_in(self, y: int, reply: Message) -> dict[str, Any]:
         """One reply into the bank; the line of the history that tells what became of it."""
         if reply.has_error():
@@ -130,16 +159,16 @@ class MutualLearning(Strategy):
             numbers = self.bank.accept(y, self.journal.attempt, self.round, reply.content)
         except Rejected as rejected:
             return self._line(y, "rejected", str(rejected)) | {"bytes_up": received}
-        fields = {"loss": "loss", "mutual": "mutual", "gradient-norm": "grad_norm", "held-out-loss": "held_out"}
-        fields |= {"seconds": "seconds", "count": "count"}
-        found = {field: numbers[name] for name, field in fields.items() if name in numbers}
+        names = {"grad_norm": "gradient-norm", "held_out": "held-out-loss"}
+        found = {field: numbers.get(names.get(field, field)) for field in MEASURED}
+        found |= {"count": numbers["count"]} if "count" in numbers else {}
         return self._line(y, "ok", "") | {"bytes_up": received} | found
 
     def _line(self, y: int, status: str, reason: str) -> dict[str, Any]:
         if status in ("error", "rejected", "missing"):
             log(WARNING, "round %d, class %d: %s: %s", self.round, y, status, reason)
         sent = size_of(self.orders[y].content) if y in self.orders else 0
-        numbers = dict.fromkeys(("loss", "mutual", "grad_norm", "held_out", "seconds"))
+        numbers = dict.fromkeys(MEASURED)
         line = {"round": self.round, "class": y, "status": status, "reason": reason}
         return line | numbers | {"bytes_down": sent, "bytes_up": 0}
 
@@ -164,6 +193,11 @@ class MutualLearning(Strategy):
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> None:
         return None
+
+
+def has_died(reply: Message) -> bool:
+    """Whether Flower replies for a client whose process has ended without a word."""
+    return reply.has_error() and reply.error.code == ErrorCode.CLIENT_APP_CRASHED
 
 
 def worst_gradient_norm(rows: list[dict[str, Any]]) -> float:

@@ -124,3 +124,10 @@ def assert_same(a: dict[int, dict], b: dict[int, dict], **tolerance: float) -> N
     assert a.keys() == b.keys()
     for y in a:
         torch.testing.assert_close(a[y], b[y], **(tolerance or {"rtol": 0, "atol": 0}))
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """What the tests of faults have seen, and how many kills fell at which moment."""
+    for report in terminalreporter.getreports("passed"):
+        for name, value in report.user_properties if report.when == "call" else ():
+            terminalreporter.write_line(f"{name}: {value}")

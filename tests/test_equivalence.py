@@ -1,11 +1,6 @@
 """What must always be true of a federation, whatever its size (design, section 4)."""
 
 import json
-import multiprocessing
-import os
-import random
-import signal
-import time
 from pathlib import Path
 
 import pytest
@@ -14,14 +9,12 @@ from conftest import LocalGrid, assert_same, federate, networks
 from flwr.app import Message, MessageType
 
 from fedmutual.baselines.central_igd import central_igd
-from fedmutual.config import RunConfig
 from fedmutual.data.sources import ClassData, load_class
 from fedmutual.learning.igd import Peers, Player, local_steps, make_process
 from fedmutual.learning.objective import mutual_loss
 from fedmutual.networks import build
 from fedmutual.records import HELLO, NUMBERS, OPTIONAL_NUMBERS, ORDER
 from server.journal import read_history
-from simulations.results import read_networks
 
 
 @pytest.mark.parametrize("kind", ["mlp", "random-features"])
@@ -107,34 +100,6 @@ def test_stopping_and_resuming_equals_running_through(small, tmp_path, checkpoin
     assert_same(networks(resumed), expected)
     lines = [(line["round"], line["class"]) for line in read_history(Path(config.out))]
     assert lines == [(round_, y) for round_ in range(1, 8) for y in range(10)]
-
-
-def _run(settings: dict) -> None:
-    federate(RunConfig.of(settings))
-
-
-def test_killed_at_any_moment_and_resumed_equals_running_through(small, tmp_path):
-    config = small(rounds=6, local_steps=20)
-    expected = networks(federate(small(rounds=6, local_steps=20, out=str(tmp_path / "b"), store=str(tmp_path / "c"))))
-    # A server of fresh processes with everything imported, so that a kill strikes the run and not its imports.
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["conftest"])
-    rng, folder, kills, finished = random.Random(0), Path(config.out), 0, False
-    while not finished:
-        resume = (folder / "config.toml").exists()
-        process = context.Process(target=_run, args=(config.but(resume=resume).settings(),))
-        process.start()
-        while process.is_alive() and not (folder / "config.toml").exists():
-            time.sleep(0.01)
-        process.join(rng.uniform(0.02, 0.6) if kills < 5 else None)
-        if finished := process.exitcode is not None:
-            assert process.exitcode == 0
-        else:
-            os.kill(process.pid, signal.SIGKILL)
-            process.join()
-            kills += 1
-    assert kills
-    assert_same(dict(sorted(read_networks(folder)[1].items())), expected)
 
 
 def test_result_does_not_depend_on_the_order_of_clients(small, tmp_path):

@@ -9,8 +9,10 @@ import pytest
 import torch
 from conftest import LocalGrid, assert_same, federate, networks
 from flwr.app import Array, ArrayRecord, Context, Error, Message, MessageType, RecordDict
+from flwr.common.constant import ErrorCode
 
 import client.app
+from fedmutual.checkpoint import Unwritable
 from fedmutual.config import UserError
 from fedmutual.learning.peers import draw_peers
 from server.app import prepare, serve
@@ -19,11 +21,15 @@ from server.roster import RunFailed
 from simulations.results import read_networks
 
 
+def is_order(message, round_):
+    return message.metadata.message_type == MessageType.TRAIN and message.content["order"]["round"] == round_
+
+
 def at(round_, y, answer):
     """A fault that strikes class y in one round."""
 
     def fault(order, reply):
-        if order.metadata.message_type != MessageType.TRAIN or order.content["order"]["round"] != round_:
+        if not is_order(order, round_):
             return reply
         hit = reply.has_content() and reply.content["numbers"]["class"] == y
         return answer(order, reply) if hit else reply
@@ -312,6 +318,44 @@ def test_a_damaged_checkpoint_costs_one_round(small, tmp_path):
     federate(config)
     # The clients still held what round 3 left, because checkpoint 4 did not exist for them yet.
     assert_same(networks(resumed_without_the_fourth_checkpoint(config)), expected)
+
+
+def test_a_full_disk_stops_the_run_in_one_line_and_costs_no_round(small, tmp_path):
+    """The kernel's own word on a full disk: /dev/full stands where the history is."""
+    config = small(rounds=4)
+    expected = networks(federate(small(rounds=4, out=str(tmp_path / "b"), store=str(tmp_path / "c"))))
+    history, aside = Path(config.out) / "history.jsonl", tmp_path / "aside"
+
+    def fill(order, reply):
+        if is_order(order, 3) and not aside.exists():
+            history.rename(aside)
+            history.symlink_to("/dev/full")
+        return reply
+
+    with pytest.raises(Unwritable, match=r"history\.jsonl cannot be written: No space left on device"):
+        federate(config, LocalGrid(range(10), fill))
+    history.unlink()
+    history.write_text(aside.read_text() + '{"round": 3, "cla')  # as much as there was room for
+    assert_same(networks(federate(config.but(resume=True))), expected)
+    lines = [(line["round"], line["class"]) for line in read_history(Path(config.out))]
+    assert lines == [(round_, y) for round_ in range(1, 5) for y in range(10)]
+
+
+def test_a_client_whose_process_dies_gets_its_order_again_and_the_round_counts_once(small, tmp_path):
+    """It dies after it has saved: Flower replies for it, and it answers the new order from its store."""
+    expected = networks(federate(small(rounds=3, out=str(tmp_path / "b"), store=str(tmp_path / "c"))))
+    deaths = []
+
+    def die(order, reply):
+        if is_order(order, 2) and len(deaths) < 3:
+            deaths.append(reply)
+            return Message(Error(ErrorCode.CLIENT_APP_CRASHED, "ClientApp stopped responding."), reply_to=order)
+        return reply
+
+    config = small(rounds=3)
+    assert_same(networks(federate(config, LocalGrid(range(10), die))), expected)
+    assert {line["status"] for line in read_history(Path(config.out))} == {"ok"}
+    assert [line["step"] for line in read_history(Path(config.out))] == [3] * 10 + [6] * 10 + [9] * 10
 
 
 def test_checkpoints_are_kept_for_the_last_rounds_and_the_best_one(small):
