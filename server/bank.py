@@ -38,7 +38,6 @@ class Bank:
         size, limit = sum(tensor.nbytes for tensor in self.like.values()), int(config.max_reply_mb * 1e6)
         if 0 < limit < size:
             raise UserError(f"max-reply-mb = {config.max_reply_mb:g} and a network takes {size / 1e6:.2g} MB: raise it")
-
         self.reply_limit = limit or size + ROOM
 
     def initial(self, y: int) -> Entry:
