@@ -14,7 +14,7 @@ from fedmutual.checkpoint import Unwritable
 from fedmutual.config import RunConfig, UserError
 from fedmutual.data.sources import num_classes, sample_shape
 from server.bank import Bank
-from server.intake import ROOM, Intake
+from server.intake import Intake
 from server.journal import Journal, settled_before
 from server.pace import WORTHWHILE, settle, worthwhile_steps
 from server.strategy import MutualLearning, RunFailed
@@ -42,7 +42,7 @@ def main(grid: Grid, context: Context) -> None:
         strategy = prepare(config, tell)
         log(INFO, "run folder: %s", strategy.journal.folder)
         # Only replies from other machines come over Flower's HTTP; those of a simulation are this machine's own.
-        serve(Intake(grid, reply_limit(config, strategy.bank)) if isinstance(grid, HttpGrid) else grid, strategy)
+        serve(Intake(grid, strategy.bank.reply_limit) if isinstance(grid, HttpGrid) else grid, strategy)
     except (UserError, RunFailed, Unwritable) as error:
         log(ERROR, "%s%s", STOPS, error)  # ahead of the traceback that Flower prints
         raise
@@ -79,22 +79,7 @@ def prepare(config: RunConfig, on_round: OnRound = lambda rows: None) -> MutualL
     bank = Bank(config, sample_shape(config), num_classes(config))
     if config.min_clients > bank.classes:
         raise UserError(f"min-clients = {config.min_clients}, and there are {bank.classes} classes: lower it")
-    reply_limit(config, bank)
     return MutualLearning(config, bank, Journal(config, bank), on_round)
-
-
-def reply_limit(config: RunConfig, bank: Bank) -> int:
-    """Bytes that one reply may take: `max-reply-mb`, or what a network of this run needs.
-
-    Raises:
-        UserError: no network of this run would fit in.
-    """
-    values = sum(tensor.nbytes for tensor in bank.like.values())
-    if not config.max_reply_mb:
-        return values + ROOM
-    if config.max_reply_mb * 1e6 < values:
-        raise UserError(f"max-reply-mb = {config.max_reply_mb:g}, and a network takes {values / 1e6:.1f} MB: raise it")
-    return int(config.max_reply_mb * 1e6)
 
 
 def serve(grid: Grid, strategy: MutualLearning) -> None:

@@ -8,9 +8,10 @@ import torch
 from flwr.app import ArrayRecord, RecordDict
 from torch import Tensor
 
-from fedmutual.config import RunConfig
+from fedmutual.config import RunConfig, UserError
 from fedmutual.networks import build
 from fedmutual.records import Network, Rejected, pack_network, unpack_network, unpack_numbers
+from server.intake import ROOM
 
 
 @dataclass(frozen=True)
@@ -23,12 +24,22 @@ class Entry:
 
 
 class Bank:
-    """{class: network, round it was made in}; nothing enters unchecked, and a rejected reply changes nothing."""
+    """{class: network, round it was made in}; nothing enters unchecked, and a rejected reply changes nothing.
+
+    reply_limit: bytes that one reply may take on its way in, `max-reply-mb` or what a network of this run needs.
+
+    Raises:
+        UserError: no network of this run is as small as `max-reply-mb`.
+    """
 
     def __init__(self, config: RunConfig, shape: tuple[int, ...], classes: int):
         self.config, self.shape, self.classes = config, shape, classes
         self.entries: dict[int, Entry] = {}
         self.like: Network = build(config, shape, 0).state_dict()
+        size, limit = sum(tensor.nbytes for tensor in self.like.values()), int(config.max_reply_mb * 1e6)
+        if 0 < limit < size:
+            raise UserError(f"max-reply-mb = {config.max_reply_mb:g} and a network takes {size / 1e6:.2g} MB: raise it")
+        self.reply_limit = limit or size + ROOM
 
     @property
     def parameters(self) -> int:

@@ -124,7 +124,7 @@ def like(network: Network, data: bytes, **changes) -> Array:
     return Array(**described, data=data)
 
 
-POLL = 2.0
+POLL = 3.0
 """Seconds between two looks for orders: a SuperLink on SQLite serves one at a time."""
 
 TEN_GB = (50_000, 50_000)

@@ -202,7 +202,7 @@ def test_errors_tell_the_server_nothing_private_either(federation, completed):
     assert "NotADirectoryError at this client: its own log says more" in errors[0]
     assert "this client's data cannot be used: its own log says why" in errors[1]
     assert_nothing_private(federation, messages)
-    assert "zeros.npz" in federation.log_of("client-0")
+    assert "samples of npz have 1,9,9" in federation.log_of("client-0")
     assert "store-1" in federation.log_of("client-1")
 
 

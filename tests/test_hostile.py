@@ -446,6 +446,6 @@ def test_others_words_become_one_short_line(text):
 
 
 def test_a_limit_below_a_network_is_refused_before_anything_starts(small):
-    with pytest.raises(UserError, match=r"max-reply-mb = 0\.001, and a network takes"):
+    with pytest.raises(UserError, match=r"max-reply-mb = 0\.001 and a network takes"):
         prepare(small(max_reply_mb=0.001))
     prepare(small(max_reply_mb=1.0))

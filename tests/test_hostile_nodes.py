@@ -15,7 +15,7 @@ from simulations.results import read_networks
 
 pytestmark = pytest.mark.faults
 
-HOSTILE = 10
+HOSTILE = 5
 """Classes held by hostile nodes, each trying another kind in each round; class 0 is honest."""
 
 REPLAYED, WITHHELD = "a replayed reply", "pieces that never come"

@@ -2,6 +2,7 @@
 
 import sqlite3
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ SERVER = 1
 
 def record(database: Path) -> None:
     """Have a SuperLink's database keep a copy of every object that is stored in it from now on."""
-    with sqlite3.connect(database) as connection:
+    with closing(sqlite3.connect(database)) as connection:
         connection.executescript("""
             CREATE TABLE wire_objects (id TEXT PRIMARY KEY, content BLOB);
             CREATE TRIGGER keep_objects AFTER UPDATE OF content ON objects WHEN new.is_available
@@ -25,7 +26,7 @@ def record(database: Path) -> None:
 
 def captured(database: Path) -> tuple[list[Message], int]:
     """(all messages that were sent, number of objects that belong to none of them)."""
-    with sqlite3.connect(database) as connection:
+    with closing(sqlite3.connect(database)) as connection:
         contents = dict(connection.execute("SELECT id, content FROM wire_objects"))
     heads = {key: get_object_head_values_from_object_content(content) for key, content in contents.items()}
     roots = [key for key, (kind, _, _) in heads.items() if kind == "Message"]
