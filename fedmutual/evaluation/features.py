@@ -69,7 +69,9 @@ class Extractor:
 
     def metrics(self, generated: Features, reference: Features) -> dict[str, float]:
         """Fréchet and kernel distance, precision, recall and F8 in features; the first as `frechet` has it."""
-        measured = set_metrics(generated.features, reference.features) | {"fd": self.frechet(generated, reference)}
+        measured = set_metrics(generated.features, reference.features)
+        if _too_few(generated, reference):
+            measured["fd"] = math.nan
         return {self.name(metric): value for metric, value in measured.items()}
 
     def frechet(self, generated: Features, reference: Features) -> float:
@@ -78,8 +80,9 @@ class Extractor:
         Its covariance is then singular, and the number tells the sample size. The kernel distance is unbiased
         there too.
         """
-        few = min(len(generated.features), len(reference.features)) <= generated.features.shape[1]
-        return math.nan if few else frechet_distance(generated.features, reference.features)
+        if _too_few(generated, reference):
+            return math.nan
+        return frechet_distance(generated.features, reference.features)
 
     def set_metrics(self, generated: Features, reference: Features) -> dict[str, float]:
         """`metrics` of all classes together, as the literature has them, and their inception score.
@@ -117,6 +120,10 @@ def read_extractor(config: RunConfig, device: torch.device) -> Extractor | None:
     if path.suffix == ".pth":
         return _inception(path, sample_shape(config), device)
     return _trained(path, sample_shape(config), class_names(config), device)
+
+
+def _too_few(a: Features, b: Features) -> bool:
+    return min(len(a.features), len(b.features)) <= a.features.shape[1]
 
 
 # A classifier trained here
