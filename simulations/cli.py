@@ -190,11 +190,12 @@ def extractor(
     config = RunConfig.of(read_preset(preset), parse_assignments(settings or []))
 
     from client.app import pick_device
-    from fedmutual.evaluation.features import train_extractor
+    from fedmutual.evaluation.features import Training
 
     path = out or Path("extractors") / f"{Path(preset).stem}-{config.seed}.safetensors"
+    training = Training(config, path, pick_device(config))
     with progress("training", 100, "%") as advance:
-        facts = train_extractor(config, path, pick_device(config), advance)
+        facts = training.run(advance)
     if as_json:
         return _print_json([facts])
     right = f"{100 * facts['accuracy']:.1f} % of {facts['test_images']} test images"
@@ -383,10 +384,11 @@ def steps(
     if not all(part.strip().isdecimal() for part in numbers.split(",")):
         raise UserError(f"--steps {numbers}: give whole numbers with commas between them, such as 5,10,20")
 
-    from simulations.steps import few_steps
+    from simulations.steps import FewSteps
 
+    comparison = FewSteps(run, [int(part) for part in numbers.split(",")], seeds, which, extractor)
     with progress("sampling", 100, "%") as advance:
-        rows = few_steps(run, [int(part) for part in numbers.split(",")], seeds, which, extractor, advance)
+        rows = comparison.rows(advance)
     if as_json:
         return _print_json(rows)
     metric = rows[-3]["metric"]  # in features, where there are any
@@ -535,7 +537,8 @@ def print_metrics(rows: list[dict[str, Any]]) -> None:
     """A line a class, the worst class first; the metrics of several arms stand side by side."""
     rows = [row for row in rows if row["class"] not in ("rarest", "largest", "all")]
     arms = list(dict.fromkeys(row["arm"] for row in rows))
-    metrics = ("fd", "precision", "recall", "memorisation") if len(arms) == 1 else ("fd", "memorisation")
+    metrics = ["fd", "precision", "recall", "memorisation"] if len(arms) == 1 else ["fd", "memorisation"]
+    metrics[1:1] = sorted({row["metric"] for row in rows} & {"fid", "fd-features"})
     values = {(row["arm"], row["metric"], row["name"]): row["mean"] for row in rows}
     counts = {row["name"]: row["n_train"] for row in rows if row["n_train"]}
     table = Table("class", "training images", box=None, padding=(0, 2, 0, 0))

@@ -22,8 +22,8 @@ tags:
 # {name}
 
 A denoising diffusion model (DDPM) of images of shape {shape}, of class {name} alone, trained by fedmutual: each class
-has a network of its own, trained on its own images and on what the networks of other classes say of them. This is the
-network that class {name} published in round {round}{images}.
+has a network of its own, trained on its own images{peers}. This is the network that class {name} published in
+round {round}{images}.
 
 ```python
 from diffusers import DDPMPipeline
@@ -32,14 +32,8 @@ pipeline = DDPMPipeline.from_pretrained("path/of/this/folder")
 images = pipeline(batch_size=16, num_inference_steps={steps}).images
 ```
 
-{steps} steps are all it was trained for, and the most the pipeline takes. DDIM or DPM-Solver++ need far fewer:
-
-```python
-from diffusers import DPMSolverMultistepScheduler
-
-pipeline.scheduler = DPMSolverMultistepScheduler.from_config(pipeline.scheduler.config, timestep_spacing="trailing")
-images = pipeline(batch_size=16, num_inference_steps=25).images
-```
+{steps} steps are all it was trained for, and the most the pipeline takes. Fewer are quicker; `fedmutual steps` measures
+what they lose.
 
 **What it may give away.** A diffusion model can reproduce images that it was trained on, the more so the fewer there
 were. Sharing this folder shares what the network has learnt from them: nothing here makes it anonymous. Measure
@@ -100,11 +94,12 @@ def export(run: Path, name: str, folder: Path, which: str = "last") -> None:
 
 def _card(config: RunConfig, facts: dict, y: int, round_: int) -> str:
     counts = facts.get("training_counts")
-    private = ("data-path", "out", "store")  # places on the trainer's own disk
+    private = ("data-path", "out", "store", "extractor")  # places on the trainer's own disk
     settings = {key: value for key, value in config.settings().items() if key not in private}
     return CARD.format(
         name=facts["class_names"][y],
         shape="x".join(map(str, facts["shape"])),
+        peers=" and on what the networks of other classes say of them" if config.beta else "",
         round=round_,
         images=f", from {counts[y]} training images" if counts else "",
         steps=config.diffusion_steps,

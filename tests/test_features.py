@@ -18,7 +18,7 @@ from fedmutual.checkpoint import load
 from fedmutual.config import RunConfig, UserError
 from fedmutual.data.sources import class_names, load_class, load_test
 from fedmutual.evaluation import features, inception_score
-from fedmutual.evaluation.features import Features, fingerprints, read_extractor, train_extractor
+from fedmutual.evaluation.features import Features, Training, fingerprints, read_extractor
 from simulations.results import change_measuring, evaluate
 from simulations.runs import read_run
 
@@ -30,7 +30,7 @@ def trained(tmp_path_factory):
     """The digits extractor of seed 0, as trained, and what the training says of it."""
     path = tmp_path_factory.mktemp("extractor") / "digits-0.safetensors"
     percent = []
-    facts = train_extractor(RunConfig(), path, CPU, percent.append)
+    facts = Training(RunConfig(), path, CPU).run(percent.append)
     assert percent[-1] == 100
     assert percent == sorted(percent)
     return path, facts
@@ -61,7 +61,7 @@ def test_it_is_trained_on_as_many_of_each_class_and_on_no_image_of_the_test_part
 def test_the_same_seed_trains_the_same_network(monkeypatch, tmp_path):
     monkeypatch.setattr(features, "STEPS", 3)
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
-        train_extractor(RunConfig(seed=seed), tmp_path / name, CPU)
+        Training(RunConfig(seed=seed), tmp_path / name, CPU).run()
     (a, meta_a), (b, meta_b), (c, _) = (load(tmp_path / name) for name in "abc")
     torch.testing.assert_close(a, b, rtol=0, atol=0)
     assert meta_a == meta_b
@@ -103,11 +103,11 @@ def test_an_extractor_of_other_images_classes_or_nothing_is_refused(trained, tmp
     with pytest.raises(UserError, match="damaged"):
         read_extractor(RunConfig(extractor=str(damaged)), CPU)
     with pytest.raises(UserError, match="there already"):
-        train_extractor(RunConfig(), path, CPU)
+        Training(RunConfig(), path, CPU)
     with pytest.raises(UserError, match="images of two classes"):
-        train_extractor(RunConfig.of(points), tmp_path / "points", CPU)
+        Training(RunConfig.of(points), tmp_path / "points", CPU)
     with pytest.raises(UserError, match="no test part"):
-        train_extractor(RunConfig(test=0), tmp_path / "untested", CPU)
+        Training(RunConfig(test=0), tmp_path / "untested", CPU)
 
 
 def test_an_extractor_that_has_seen_the_test_part_is_refused(trained, small):

@@ -69,7 +69,9 @@ class Extractor:
 
     def metrics(self, generated: Features, reference: Features) -> dict[str, float]:
         """Fréchet and kernel distance, precision, recall and F8 in features; the first as `frechet` has it."""
-        measured = set_metrics(generated.features, reference.features) | {"fd": self.frechet(generated, reference)}
+        measured = set_metrics(generated.features, reference.features)
+        if _too_few(generated, reference):
+            measured["fd"] = math.nan
         return {self.name(metric): value for metric, value in measured.items()}
 
     def frechet(self, generated: Features, reference: Features) -> float:
@@ -78,8 +80,9 @@ class Extractor:
         Its covariance is then singular, and the number tells the sample size. The kernel distance is unbiased
         there too.
         """
-        few = min(len(generated.features), len(reference.features)) <= generated.features.shape[1]
-        return math.nan if few else frechet_distance(generated.features, reference.features)
+        if _too_few(generated, reference):
+            return math.nan
+        return frechet_distance(generated.features, reference.features)
 
     def set_metrics(self, generated: Features, reference: Features) -> dict[str, float]:
         """`metrics` of all classes together, as the literature has them, and their inception score.
@@ -117,6 +120,10 @@ def read_extractor(config: RunConfig, device: torch.device) -> Extractor | None:
     if path.suffix == ".pth":
         return _inception(path, sample_shape(config), device)
     return _trained(path, sample_shape(config), class_names(config), device)
+
+
+def _too_few(a: Features, b: Features) -> bool:
+    return min(len(a.features), len(b.features)) <= a.features.shape[1]
 
 
 # A classifier trained here
@@ -157,42 +164,46 @@ def _convolution(inputs: int, outputs: int, size: int, stride: int) -> nn.Sequen
     return nn.Sequential(nn.Conv2d(inputs, outputs, size, stride, size // 2, bias=False), nn.BatchNorm2d(outputs))
 
 
-def train_extractor(
-    config: RunConfig, path: Path, device: torch.device, on_percent: Callable[[int], None] = lambda done: None
-) -> dict[str, Any]:
-    """Train a classifier on the balanced training part of the settings' data, and save it; what it says of itself.
+class Training:
+    """An extractor for the settings' data, to be saved at `path`.
 
-    Every class counts the same: as many training images as the smallest class has, no long tail applied. The
-    test part only tells the accuracy, which is recorded in the file.
+    It learns from the balanced training part: every class counts the same, as many images as the smallest class
+    has, no long tail applied. The test part only tells its accuracy, which the file records.
 
     Raises:
-        UserError: no images, no test part, or a file that is there already.
+        UserError: no images, no test part, or a file that is there already; found here, before it takes time.
     """
-    if path.exists():
-        raise UserError(f"{path} is there already, and runs may be measured by it: name another file with --out")
-    shape, names = sample_shape(config), class_names(config)
-    if len(shape) != 3 or len(names) < 2:
-        raise UserError(f"an extractor needs images of two classes or more, and {config.data} has none")
-    images, labels = _balanced(config)
-    test = [load_test(config, y) for y in range(len(names))]
-    if not all(map(len, test)):
-        raise UserError("there is no test part to tell the extractor's accuracy by: set test, such as test=65")
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(derive(config.seed, "extractor"))
-        network = _train(Classifier(shape[0], len(names)).to(device), images.to(device), labels.to(device), on_percent)
-    right = [int((_classes(network, part.to(device)) == y).sum()) for y, part in enumerate(test)]
-    meta = {
-        "data": config.data,
-        "seed": config.seed,
-        "shape": list(shape),
-        "class_names": names,
-        "training_images": len(images),
-        "test_images": sum(map(len, test)),
-        "accuracy": sum(right) / sum(map(len, test)),
-    }
-    tensors = {**network.state_dict(), "trained-on": torch.tensor(fingerprints(images))}
-    save(path, tensors, meta)
-    return {**meta, "file": str(path), "sha256": _sha256(path)}
+
+    def __init__(self, config: RunConfig, path: Path, device: torch.device):
+        if path.exists():
+            raise UserError(f"{path} is there already, and runs may be measured by it: name another file with --out")
+        self.config, self.path, self.device = config, path, device
+        self.shape, self.names = sample_shape(config), class_names(config)
+        if len(self.shape) != 3 or len(self.names) < 2:
+            raise UserError(f"an extractor needs images of two classes or more, and {config.data} has none")
+        self.test = [load_test(config, y) for y in range(len(self.names))]
+        if not all(map(len, self.test)):
+            raise UserError("there is no test part to tell the extractor's accuracy by: set test, such as test=65")
+
+    def run(self, on_percent: Callable[[int], None] = lambda done: None) -> dict[str, Any]:
+        """Train and save; what the file says of itself, and its SHA-256."""
+        images, labels = _balanced(self.config)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(derive(self.config.seed, "extractor"))
+            network = Classifier(self.shape[0], len(self.names)).to(self.device)
+            _train(network, images.to(self.device), labels.to(self.device), on_percent)
+        right = [int((_classes(network, part.to(self.device)) == y).sum()) for y, part in enumerate(self.test)]
+        meta = {
+            "data": self.config.data,
+            "seed": self.config.seed,
+            "shape": list(self.shape),
+            "class_names": self.names,
+            "training_images": len(images),
+            "test_images": sum(map(len, self.test)),
+            "accuracy": sum(right) / sum(map(len, self.test)),
+        }
+        save(self.path, {**network.state_dict(), "trained-on": torch.tensor(fingerprints(images))}, meta)
+        return {**meta, "file": str(self.path), "sha256": _sha256(self.path)}
 
 
 def _balanced(config: RunConfig) -> tuple[Tensor, Tensor]:
@@ -204,7 +215,7 @@ def _balanced(config: RunConfig) -> tuple[Tensor, Tensor]:
     return torch.cat(parts), labels
 
 
-def _train(network: Classifier, images: Tensor, labels: Tensor, on_percent: Callable[[int], None]) -> Classifier:
+def _train(network: Classifier, images: Tensor, labels: Tensor, on_percent: Callable[[int], None]) -> None:
     """Cross-entropy by AdamW under a one-cycle learning rate; every pass over the images in a new order."""
     steps = min(STEPS, PASSES * math.ceil(len(images) / BATCH))
     optimizer = torch.optim.AdamW(network.parameters(), lr=LEARNING_RATE, weight_decay=0.05)
@@ -220,7 +231,7 @@ def _train(network: Classifier, images: Tensor, labels: Tensor, on_percent: Call
         optimizer.step()
         schedule.step()
         on_percent(100 * (step + 1) // steps)
-    return network.eval().requires_grad_(False)
+    network.eval().requires_grad_(False)
 
 
 def _classes(network: Classifier, images: Tensor) -> Tensor:
