@@ -52,6 +52,11 @@ class Method:
     def federated(self) -> bool:
         return isinstance(self.how, App)
 
+    @property
+    def conditional(self) -> bool:
+        """Whether it trains one network for all classes, on samples of all of them."""
+        return self.how in (pooled, reweighted, cbdm, shared_igd)
+
 
 _FEDAVG = App(averaging.prepare_fedavg, averaging.serve, averaging_client)
 _FEDPROX = App(averaging.prepare_fedprox, averaging.serve, averaging_client)
