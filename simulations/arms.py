@@ -127,15 +127,14 @@ def run_arm(
 ) -> None:
     """Train `method` under `config` into `folder`, draw its samples and measure them; what is done is not done again.
 
-    A federated run that was cut short goes on where it was; any other starts anew. `config` holds the method's
-    own settings, as `simulations.compare` resolves them.
+    A federated run that was cut short goes on where it was; any other starts anew.
 
     Raises:
         UserError: settings or data that cannot work, or a folder that holds another run.
         RunFailed, Diverged: the training failed.
     """
     kind = METHODS[method]
-    config = config.but(out=str(folder), resume=False)
+    config = RunConfig.of(config.settings(), kind.settings, {"out": str(folder), "resume": False})
     if not is_trained(folder):
         if kind.federated:
             _federate(method, kind.how, config, folder, cpus, gpus, on_round)
@@ -189,7 +188,11 @@ def _train_here(method: str, train: Baseline, config: RunConfig, folder: Path, o
         last = now
         on_round(round_)
 
-    trained = train(config, data, record)
+    try:
+        trained = train(config, data, record)
+    except BaseException:
+        journal.write_run(status="stopped")
+        raise
     seconds = time.monotonic() - began
     shelf.entries = {name: Made(network, config.rounds) for name, network in trained.networks.items()}
     journal.checkpoint(shelf, config.rounds, float("inf"))

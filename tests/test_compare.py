@@ -24,14 +24,13 @@ FACTS = {"name", "method", "class_names", "training_counts", "status", "versions
 FACTS |= {"gradient_steps_per_class", "samples_seen_per_class", "bytes_down", "bytes_up", "seconds_training"}
 
 
-def config_of(method, **changes):
-    settings = {**SMALL, "samples": 12, **METHODS[method].settings}
-    return RunConfig.of(settings, {key.replace("_", "-"): value for key, value in changes.items()})
+def config_of(**changes):
+    return RunConfig.of({**SMALL, "samples": 12}, {key.replace("_", "-"): value for key, value in changes.items()})
 
 
 @pytest.mark.parametrize("method", HERE)
 def test_every_method_ends_in_an_ordinary_run_folder(method, tmp_path):
-    config, folder = config_of(method), tmp_path / "arm"
+    config, folder = config_of(), tmp_path / "arm"
     run_arm(method, config, folder)
     run = json.loads((folder / "run.json").read_text())
     assert set(run) >= FACTS
@@ -58,7 +57,7 @@ def test_an_arm_of_one_process_that_was_cut_short_starts_anew(method, tmp_path):
     def cut(round_):
         raise Cut
 
-    config = config_of(method, samples=0)
+    config = config_of(samples=0)
     with pytest.raises(Cut):
         run_arm(method, config, tmp_path / "cut", on_round=cut)
     assert not is_trained(tmp_path / "cut")
@@ -71,7 +70,7 @@ def test_an_arm_of_one_process_that_was_cut_short_starts_anew(method, tmp_path):
 
 
 def test_memory_scores_as_memorisation(tmp_path):
-    run_arm("memory", config_of("memory"), tmp_path / "arm")
+    run_arm("memory", config_of(), tmp_path / "arm")
     rows = (tmp_path / "arm" / "metrics.csv").read_text().splitlines()
     assert [row.rsplit(",", 1)[1] for row in rows if ",memorisation," in row] == ["1.0"] * 12
 
@@ -124,7 +123,7 @@ def test_an_arm_that_fails_is_named_and_the_others_are_done(tmp_path):
     assert done.returncode == 1
     assert "error: 1 of 2 arms failed" in done.stderr.splitlines()[-1]
     assert "pooled, seed 0: all classes, round 1, local step" in done.stderr.splitlines()[-1]
-    assert is_finished(arm_of(folder, "copy-head"), config_of("copy-head", samples=0))
+    assert is_finished(arm_of(folder, "copy-head"), config_of(samples=0))
     assert not (folder / "report.html").exists()
 
 
