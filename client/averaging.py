@@ -1,6 +1,7 @@
 """The ClientApp of federated averaging: local steps on the one network that the server averages.
 
-The network is conditional and this client trains it at its own label. Nothing is kept between rounds.
+The network is conditional and this client trains it at its own label. Nothing is kept between rounds. A method
+to compare with, in simulations: what arrives is not checked as in `client.app`, and is not meant for strangers.
 """
 
 import json

@@ -53,6 +53,11 @@ class Method:
     def federated(self) -> bool:
         return isinstance(self.how, App)
 
+    @property
+    def conditional(self) -> bool:
+        """Whether it trains one network for all classes, on samples of all of them."""
+        return self.how in (pooled, reweighted, cbdm, shared_igd)
+
 
 _FEDAVG = App(averaging.prepare_fedavg, averaging.serve, averaging_client)
 _FEDPROX = App(averaging.prepare_fedprox, averaging.serve, averaging_client)
@@ -123,15 +128,14 @@ def run_arm(
 ) -> None:
     """Train `method` under `config` into `folder`, draw samples, measure and audit; what is done is not done again.
 
-    A federated run that was cut short goes on where it was; any other starts anew. `config` holds the method's
-    own settings, as `simulations.compare` resolves them.
+    A federated run that was cut short goes on where it was; any other starts anew.
 
     Raises:
         UserError: settings or data that cannot work, or a folder that holds another run.
         RunFailed, Diverged: the training failed.
     """
     kind = METHODS[method]
-    config = config.but(out=str(folder), resume=False)
+    config = RunConfig.of(config.settings(), kind.settings, {"out": str(folder), "resume": False})
     if not is_trained(folder):
         if kind.federated:
             _federate(method, kind.how, config, folder, cpus, gpus, on_round)
@@ -188,7 +192,11 @@ def _train_here(method: str, train: Baseline, config: RunConfig, folder: Path, o
         last = now
         on_round(round_)
 
-    trained = train(config, data, record)
+    try:
+        trained = train(config, data, record)
+    except BaseException:
+        journal.write_run(status="stopped")
+        raise
     seconds = time.monotonic() - began
     shelf.entries = {name: Made(network, config.rounds) for name, network in trained.networks.items()}
     journal.checkpoint(shelf, config.rounds, float("inf"))

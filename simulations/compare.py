@@ -59,7 +59,7 @@ def plan(settings: dict[str, Any], methods: str, seeds: int, folder: Path) -> Pl
         raise UserError(f"--seeds {seeds}: a comparison needs at least one seed, and five or more to mean something")
     common, own = _split(settings)
     base = RunConfig.of(common)
-    _equal_budgets(base, names)
+    _possible(base, names)
     arms = {}
     for seed in range(base.seed, base.seed + seeds):
         for name in names:
@@ -104,7 +104,8 @@ def _split(settings: dict[str, Any]) -> tuple[dict[str, Any], dict[str, dict[str
     return common, own
 
 
-def _equal_budgets(config: RunConfig, names: Sequence[str]) -> None:
+def _possible(config: RunConfig, names: Sequence[str]) -> None:
+    """Raises `UserError` for settings under which a method cannot run, or not on the budget of the others."""
     if config.participation < 1:
         raise UserError(
             "participation below 1 gives federated arms fewer steps than the others, and budgets would be unequal: "
@@ -113,6 +114,11 @@ def _equal_budgets(config: RunConfig, names: Sequence[str]) -> None:
     mutual = [name for name in names if name.startswith("mutual")]
     if mutual and not config.beta:
         raise UserError(f"beta = 0 makes {mutual[0]} the same as isolated: set beta above 0")
+    conditional = [name for name in names if METHODS[name].conditional]
+    if conditional and config.draws == "fixed":
+        raise UserError(f"{conditional[0]} draws anew at each step: set -s draws=fresh, or leave it out of --methods")
+    if "ridge" in names and not config.held_out:
+        raise UserError("ridge chooses its weight decay by held-out samples: set held-out above 0")
     if num_classes(config) < 2:
         raise UserError("a comparison needs at least two classes")
 

@@ -134,6 +134,8 @@ def test_a_simulation_in_which_nobody_gets_through_says_so_and_fails(tmp_path):
         (["export", "/nowhere", "x", "--class", "3"], "/nowhere holds no run"),
         (["steps", "/nowhere", "--steps", "ten"], "--steps ten"),
         (["simulate", "digits", "--bogus"], "No such option"),
+        (["compare", "digits", "--methods", "pooled,nope"], "no method 'nope'"),
+        (["compare", "digits", "--seeds", "0"], "--seeds 0"),
         (["game", "chess"], "case-one"),
         (["game", "overlap", "-s", "features=many"], "features"),
         (["dance"], "No such command 'dance'"),
