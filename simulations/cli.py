@@ -528,27 +528,27 @@ def _report(runs: list[Path], out: Path, as_json: bool) -> None:
     arms = len({row["arm"] for row in rows})
     if arms < 3:
         print_metrics(rows)
-    if arms > 1:
+    if arms > 2 or (arms > 1 and any(row["seeds"] > 1 for row in rows)):
         Console().print(comparison_table(rows))
     print(f"report: {page}")
 
 
 def print_metrics(rows: list[dict[str, Any]]) -> None:
     """A line a class, the worst class first; the metrics of several arms stand side by side."""
-    rows = [row for row in rows if row["class"] not in ("rarest", "largest", "all")]
+    rows = [row for row in rows if row["class"] in ("worst", "mean") or isinstance(row["class"], int)]
+    shown = {row["class"]: row["name"] if isinstance(row["class"], int) else row["class"] for row in rows}
     arms = list(dict.fromkeys(row["arm"] for row in rows))
     metrics = ["fd", "precision", "recall", "memorisation"] if len(arms) == 1 else ["fd", "memorisation"]
     metrics[1:1] = sorted({row["metric"] for row in rows} & {"fid", "fd-features"})
-    values = {(row["arm"], row["metric"], row["name"]): row["mean"] for row in rows}
-    counts = {row["name"]: row["n_train"] for row in rows if row["n_train"]}
+    values = {(row["arm"], row["metric"], row["class"]): row["mean"] for row in rows}
+    counts = {row["class"]: row["n_train"] for row in rows if row["n_train"]}
     table = Table("class", "training images", box=None, padding=(0, 2, 0, 0))
     for metric in metrics:
         for arm in arms:
             table.add_column(metric if len(arms) == 1 else f"{metric} {arm}", justify="right")
-    for name in dict.fromkeys(row["name"] for row in rows):
-        cells = [values.get((arm, metric, name)) for metric in metrics for arm in arms]
-        shown = ["" if value is None else f"{value:.3g}" for value in cells]
-        table.add_row(name, str(counts.get(name, "")), *shown)
+    for y, name in shown.items():
+        cells = [values.get((arm, metric, y)) for metric in metrics for arm in arms]
+        table.add_row(name, str(counts.get(y, "")), *("" if value is None else f"{value:.3g}" for value in cells))
     Console().print(table)
 
 

@@ -250,7 +250,8 @@ class Comparison:
             return f"{unknown}: the worst class is at {value} (0 is perfect)."
         against = f"{value}, {self.value(pooled, metric, 'worst')} with one network trained on pooled data"
         kind, amount = self.judge(difference, metric)
-        seeds = f" (95 % interval, {difference.seeds} seeds)" if difference.half is not None else ""
+        over = f"95 % interval, {difference.seeds} seeds"
+        seeds = f" ({over})" if difference.half is not None else ""
         best = self._best([arm for arm in self.arms if arm.data == "pooled"], metric)
         than_best = self.versus(ours, best, metric, "worst")
         if best is not pooled and than_best is not None:
@@ -260,7 +261,8 @@ class Comparison:
             "worse": f"Keeping the data apart costs the worst class {amount}{seeds}",
             "better": f"Keeping the data apart costs the worst class nothing, it is {amount} better{seeds}",
         }
-        none = f"For the worst class, keeping the data apart makes {in_words(kind, amount)}{seeds}"
+        hidden = amount and f"{amount}; {over}"
+        none = f"For the worst class, keeping the data apart makes {in_words(kind, hidden)}"
         return f"{price.get(kind, none)}: {against}."
 
     def _best(self, arms: Sequence[Arm], metric: str) -> Arm | None:
@@ -362,11 +364,15 @@ def comparison_table(rows: Sequence[dict[str, Any]]) -> Table:
     versus = [name for name in ("isolated", "pooled") if any(row[f"versus_{name}"] is not None for row in rows)]
     tail = "rarest" if "rarest" in names else "worst"
     leaks = any(row["leakage"] is not None for row in rows)
-    table = Table("arm", box=None, padding=(0, 2, 0, 0), title=metric and f"{metric}, ± half the 95 % interval")
-    for head in [*(names[of] for of in shown), *(f"worst against {name}" for name in versus)]:
+    title = metric and f"{metric}, ± half the 95 % interval" + (
+        ", vs for the worst class, paired by seed" if versus else ""
+    )
+    table = Table(box=None, padding=(0, 2, 0, 0), title=title)
+    table.add_column("arm", no_wrap=True, min_width=max(map(len, [*arms, *DATA.values()])))
+    for head in [*(names[of] for of in shown), *(f"vs {name}" for name in versus)]:
         table.add_column(head, justify="right")
     if leaks:
-        table.add_column(f"leakage AUC, {names[tail]}", justify="right")
+        table.add_column(f"AUC {names[tail]}", justify="right")
     table.add_column("bytes", justify="right")
     group = None
     for label, row in arms.items():
@@ -382,5 +388,5 @@ def comparison_table(rows: Sequence[dict[str, Any]]) -> Table:
             leak = found.get((label, tail), {})
             value = leak.get("leakage")
             cells.append(NOTHING if value is None else interval(value, leak["leakage_ci95"]))
-        table.add_row(label, *cells, size(row["bytes"]))
+        table.add_row(label, *(cell.replace("± ", "±") for cell in cells), size(row["bytes"]))  # breaks before the ±
     return table

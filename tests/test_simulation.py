@@ -69,7 +69,7 @@ def test_an_interrupted_and_killed_simulation_ends_bit_identical_on_other_actors
 
     again = fedmutual("evaluate", folder, "--round", "best", "--json")
     rows = json.loads(again.stdout)["rows"]
-    assert {row["class"] for row in rows} == {"worst", "mean", *range(10)}
+    assert {row["class"] for row in rows} == {"worst", "mean", "rarest", "largest", *range(10)}
     drawn = fedmutual("sample", folder, "--out", tmp_path / "drawn", "-n", "9")
     assert drawn.returncode == 0, drawn.stderr
     with np.load(tmp_path / "drawn" / "samples.npz") as samples:
