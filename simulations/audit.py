@@ -171,4 +171,7 @@ def shown(row: Row | None, interval: bool = True) -> str:
 def control(rows: list[Row]) -> str:
     """What the control found, as a sentence of its own."""
     (row,) = (row for row in rows if (row["class"], row["attack"], row["t"], row["metric"]) == ("mean", *CONTROL))
-    return f"Control: members and others shuffled, mean AUC {shown(row)}; chance is 0.50."
+    return (
+        f"Control: with members and others shuffled the mean AUC is {row['value']:.2f}, "
+        f"by chance from {row['low']:.2f} to {row['high']:.2f}."
+    )

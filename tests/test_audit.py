@@ -21,6 +21,7 @@ from fedmutual.evaluation.audit import (
     DRAWS,
     LOW_NOISE,
     PIA_TIME,
+    SHUFFLES,
     TIMES,
     Estimate,
     auc,
@@ -29,6 +30,7 @@ from fedmutual.evaluation.audit import (
     loss_scores,
     mean,
     pia_scores,
+    shuffled,
     true_positive_rate,
 )
 from fedmutual.networks import build
@@ -125,6 +127,16 @@ def test_four_members_that_are_all_found_leave_doubt():
     found = auc(np.ones(4), np.zeros(85))
     assert found.value == found.high == 1
     assert 0.6 < found.low < 0.9
+
+
+@pytest.mark.parametrize(("m", "n"), [(4, 170), (89, 89)])
+def test_shuffled_labels_are_at_chance_in_the_range_of_chance(m, n):
+    """However well members are told apart: the range is that of the Mann-Whitney statistic under its null."""
+    found = shuffled(np.arange(m) + 1000, np.arange(n), generator())
+    spread = 1.96 * math.sqrt((m + n + 1) / (12 * m * n))
+    assert found.value == pytest.approx(0.5, abs=4 * spread / 1.96 / math.sqrt(SHUFFLES))
+    assert (found.low, found.high) == pytest.approx((0.5 - spread, 0.5 + spread), abs=0.1 * spread)
+    assert shuffled(np.arange(m) + 1000, np.arange(n), generator()) == found
 
 
 @pytest.mark.parametrize("ties", [False, True])
@@ -256,7 +268,7 @@ def test_an_honest_network_is_cleared():
             truth = {"auc": 0.5, "tpr-at-1-fpr": 0.01, "extracted": 0.01}[key[2]]
             holding.setdefault(key, []).append(finding.estimate.low <= truth <= finding.estimate.high)
     shares = {key: np.mean(held) for key, held in holding.items()}
-    assert len(shares) == 2 * (2 * len(TIMES) + 2) + 1
+    assert len(shares) == 2 * (2 * len(TIMES) + 1) + 2
     assert min(shares.values()) >= 0.86, shares  # 50 draws of 0.95 fall below that once in 80
 
 

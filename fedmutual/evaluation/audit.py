@@ -44,6 +44,8 @@ DRAWS = 8
 
 FALSE_POSITIVES = 0.01
 
+SHUFFLES = 1000
+
 _Z = 1.959964  # the normal quantile of a 95 % interval
 
 
@@ -100,6 +102,23 @@ def _lower_limit(area: float, m: int, n: int) -> float:
 
     # At theta = area = 1 the variance is 0, a second root that is not the limit: stay below it.
     return brentq(gap, 0, area * (1 - 1e-9)) if area else 0.0
+
+
+def shuffled(members: ArrayLike, non_members: ArrayLike, generator: torch.Generator) -> Estimate:
+    """The control: the mean AUC of `SHUFFLES` shuffles of who is a member, and the range that 95 % of them fall in.
+
+    The mean must be 0.5. The range is what chance makes of so few samples: an AUC outside it is none (the permutation
+    test, valid for any number of members).
+
+    Raises:
+        UserError: as `auc`.
+    """
+    members, non_members = _compared(members, non_members)
+    m, n = len(members), len(non_members)
+    ranks = rankdata(np.concatenate([members, non_members]))
+    order = torch.rand(SHUFFLES, m + n, generator=generator, device=generator.device).argsort(1)[:, :m].cpu().numpy()
+    areas = (ranks[order].sum(1) - m * (m + 1) / 2) / (m * n)
+    return Estimate(float(areas.mean()), *map(float, np.quantile(areas, [0.025, 0.975])))
 
 
 def true_positive_rate(members: ArrayLike, non_members: ArrayLike) -> Estimate:
@@ -238,8 +257,8 @@ def audit(
         compare("pia", t, proximal[t], 2)
     low = [losses[t] for t in TIMES if t <= LOW_NOISE]
     compare("loss", None, sum(low), DRAWS * len(low))
-    shuffle = torch.randperm(len(x), generator=generator, device=x.device)
-    compare("control-shuffled", PIA_TIME, proximal[PIA_TIME][shuffle], 2)
+    chance = shuffled(proximal[PIA_TIME][:count].cpu(), proximal[PIA_TIME][count:].cpu(), generator)
+    findings.append(Finding("control-shuffled", PIA_TIME, "auc", chance, 2))
     if len(generated):
         share = extracted(generated.cpu(), members.cpu(), non_members.cpu())
         findings.append(Finding("extraction", None, "extracted", share, len(generated)))
