@@ -76,7 +76,7 @@ def _trial(grid: Grid, strategy: MutualLearning) -> tuple[float, float]:
     for _ in range(PATIENCE):
         orders = list(strategy.configure_train(1, ArrayRecord(), ConfigRecord(), grid))
         if strategy.roster.simulated:
-            raise UserError(NO_STEPS)
+            raise UserError(f"{NO_STEPS} (who is told num-partitions counts as simulated)")
         replies = list(grid.send_and_receive(orders, timeout=strategy.config.timeout))
         whole = time.monotonic() - strategy.started
         strategy.give_up()

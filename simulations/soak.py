@@ -42,7 +42,7 @@ SETTINGS = {
     "local-steps": 3,
     "ema": 0.5,
     "samples": 0,
-    "timeout": 20.0,
+    "timeout": 30.0,
 }
 """Nothing to learn, everything to go wrong: ten clients and rounds of a fraction of a second."""
 
@@ -212,13 +212,15 @@ def account(history: Rows, faults: dict[tuple[int, int], str], rounds: int, clas
 
 
 def read_memory(folder: Path) -> dict[tuple[str, int], dict[int, float]]:
-    """{(process, pid): {round: resident memory in MB}} of a soak."""
-    found: dict[tuple[str, int], dict[int, float]] = {}
+    """{(process, pid): {round: resident memory in MB}} of a soak. A process has the last name that it took."""
+    names: dict[int, str] = {}
+    found: dict[int, dict[int, float]] = {}
     with (folder / "memory.csv").open() as file:
         for row in csv.DictReader(file):
-            measured = found.setdefault((row["process"], int(row["pid"])), {})
-            measured[int(row["round"])] = float(row["resident"])
-    return found
+            pid = int(row["pid"])
+            names[pid] = row["process"]
+            found.setdefault(pid, {})[int(row["round"])] = float(row["resident"])
+    return {(names[pid], pid): measured for pid, measured in found.items()}
 
 
 def growth(memory: dict[tuple[str, int], dict[int, float]]) -> Rows:
