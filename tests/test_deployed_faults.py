@@ -176,7 +176,7 @@ def test_clients_and_servers_killed_in_all_their_moments_end_bit_identical(feder
     def strike(round_, y, moment, ready):
         federation.until_round(out, round_ - 1)
         pid = federation.client_process(y)
-        federation.until(ready, f"client {y} {moment}")
+        federation.wait(ready, f"client {y} {moment}", PATIENCE, every=0.001)
         kill(pid)
         fell.append(f"client {moment}")
 
