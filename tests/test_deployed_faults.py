@@ -29,7 +29,7 @@ class Federation(Deployment):
 
     def __init__(self, root):
         super().__init__(root / "federation", CLIENTS + 2)
-        self.folder, self.runs = root, 0
+        self.folder, self.runs, self.logged = root, 0, {}
         digits = load_digits()
         for y in range(CLIENTS + 1):
             images = (digits.images[digits.target == y][:40] / 16 * 255).astype(np.uint8)
@@ -47,7 +47,9 @@ class Federation(Deployment):
         """Start the SuperNode of hospital `number`, which holds class y."""
         y = number if y is None else y
         own = {"data_path": str(self.data_of(y)), "store": str(self.folder / f"store-{number}")}
-        self.start_supernode(f"client-{number}", self.keys / f"client-{number}", partition_id=y, **own)
+        name = f"client-{number}"
+        self.logged[name] = len(self.log_of(name)) if (self.root / f"{name}.log").exists() else 0
+        self.start_supernode(name, self.keys / name, partition_id=y, **own)
 
     def keep_starting(self, number):
         """Start a SuperNode until it stays, as a service manager does.
@@ -71,7 +73,7 @@ class Federation(Deployment):
         return process.poll() is None
 
     def is_in(self, name):
-        return "SuperNode ID" in self.log_of(name).rpartition("Starting Flower SuperNode")[2]
+        return "SuperNode ID" in self.log_of(name)[self.logged[name] :]
 
     def crash(self, name):
         """End a SuperNode or the SuperLink and forget it; what it has started ends by itself."""
