@@ -196,8 +196,8 @@ class MutualLearning(Strategy):
 
 
 def has_died(reply: Message) -> bool:
-    """Whether Flower replies for a client whose process has ended without a word."""
-    return reply.has_error() and reply.error.code == ErrorCode.CLIENT_APP_CRASHED
+    """Whether Flower replies for a client whose process has ended without a word, or in the midst of its reply."""
+    return reply.has_error() and reply.error.code in (ErrorCode.CLIENT_APP_CRASHED, ErrorCode.MESSAGE_UNAVAILABLE)
 
 
 def worst_gradient_norm(rows: list[dict[str, Any]]) -> float:

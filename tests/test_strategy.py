@@ -341,7 +341,8 @@ def test_a_full_disk_stops_the_run_in_one_line_and_costs_no_round(small, tmp_pat
     assert lines == [(round_, y) for round_ in range(1, 5) for y in range(10)]
 
 
-def test_a_client_whose_process_dies_gets_its_order_again_and_the_round_counts_once(small, tmp_path):
+@pytest.mark.parametrize("code", [ErrorCode.CLIENT_APP_CRASHED, ErrorCode.MESSAGE_UNAVAILABLE])
+def test_a_client_whose_process_dies_gets_its_order_again_and_the_round_counts_once(small, tmp_path, code):
     """It dies after it has saved: Flower replies for it, and it answers the new order from its store."""
     expected = networks(federate(small(rounds=3, out=str(tmp_path / "b"), store=str(tmp_path / "c"))))
     deaths = []
@@ -349,7 +350,7 @@ def test_a_client_whose_process_dies_gets_its_order_again_and_the_round_counts_o
     def die(order, reply):
         if is_order(order, 2) and len(deaths) < 3:
             deaths.append(reply)
-            return Message(Error(ErrorCode.CLIENT_APP_CRASHED, "ClientApp stopped responding."), reply_to=order)
+            return Message(Error(code, "in Flower's words"), reply_to=order)
         return reply
 
     config = small(rounds=3)
