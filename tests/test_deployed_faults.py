@@ -4,6 +4,8 @@ import fcntl
 import json
 import os
 import signal
+import time
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -99,18 +101,17 @@ class Federation(Deployment):
     def until_round(self, out, round_):
         self.until(lambda: {line["round"] for line in read_history(out)} >= {round_}, f"round {round_} is done")
 
-    def client_process(self, y):
-        """The process that works on a message for class y, once there is one."""
+    def client_process(self, out, y):
+        """The process that works for class y in the round under way, once there is one."""
         home = f"FLWR_HOME={self.root}/flower/client-{y}".encode()
-        found = []
+        history, found = out / "history.jsonl", []
 
         def there():
+            since = history.stat().st_mtime if history.exists() else 0.0  # when the round before was done
             for pid in self.living("flwr-clientapp"):
-                try:
-                    if home in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0"):
+                with suppress(OSError):  # it has just ended
+                    if started(pid) > since and home in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0"):
                         found.append(pid)
-                except OSError:
-                    continue
             return bool(found)
 
         self.until(there, f"client {y} is at work")
@@ -183,6 +184,13 @@ def fill_disk_for(path, pids):
         path.with_name(f".{path.name}.{pid}.partial").symlink_to("/dev/full")
 
 
+def started(pid):
+    """When a process was started, in seconds since the epoch."""
+    ticks = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
+    uptime = float(Path("/proc/uptime").read_text().split()[0])
+    return time.time() - uptime + ticks / os.sysconf("SC_CLK_TCK")
+
+
 def is_held(store):
     """Whether a client process is at work on its state."""
     try:
@@ -201,9 +209,9 @@ def test_clients_and_servers_killed_in_all_their_moments_end_bit_identical(feder
 
     def strike(round_, y, moment, ready):
         federation.until_round(out, round_ - 1)
-        pid = federation.client_process(y)
+        pid = federation.client_process(out, y)
         federation.wait(ready, f"client {y} {moment}", PATIENCE, every=0.001)
-        kill(pid)
+        os.kill(pid, signal.SIGKILL)  # and not `kill`: it must be there
         fell.append(f"client {moment}")
 
     def has_saved(y, round_):
@@ -231,7 +239,7 @@ def test_client_code_that_raises_and_a_full_disk_at_a_client_cost_that_class_the
     federation.until_round(out, 2)
     data.write_bytes(whole)
     state = federation.store_of(out, 1) / "round-000003.safetensors"
-    fill_disk_for(state, [federation.client_process(1)])
+    fill_disk_for(state, [federation.client_process(out, 1)])
     federation.complete(run)
     assert statuses(out, 0) == ["ok", "error", "ok", "ok"]
     assert statuses(out, 1) == ["ok", "ok", "error", "ok"]
@@ -286,7 +294,7 @@ def test_damaged_checkpoints_and_stores_behind_are_told_and_the_ones_before_are_
 def test_a_supernode_that_dies_in_a_round_and_comes_back_is_trained_with_again(federation, seen):
     run, out = federation.new_run(rounds=8, timeout=150.0)
     federation.until_round(out, 1)
-    federation.client_process(0)
+    federation.client_process(out, 0)
     federation.crash("client-0")
     federation.keep_starting(0)
     federation.complete(run)
@@ -315,7 +323,7 @@ def test_a_superlink_that_dies_comes_back_on_its_database_and_the_run_is_resumed
 def test_a_slow_client_misses_its_round_and_its_stale_reply_is_left_aside(federation, seen):
     run, out = federation.new_run(rounds=4, timeout=30.0)
     federation.until_round(out, 1)
-    pid = federation.client_process(0)
+    pid = federation.client_process(out, 0)
     os.kill(pid, signal.SIGSTOP)
     try:
         federation.until_round(out, 2)
