@@ -42,7 +42,7 @@ class Recorded:
         initial = {name: tensor.clone() for name, tensor in self.network.state_dict().items()}
         start = {name: parameter.detach().clone() for name, parameter in self.network.named_parameters()}
         self.shelf.entries = {SHARED: Made(initial, 0), ITERATE: Made(start, 0)}
-        self.shelf.parameters = sum(parameter.numel() for parameter in self.network.parameters())
+        self.shelf.parameters = sum(tensor.numel() for tensor in initial.values())
         self.journal = Journal(config, self.shelf)
         self.done = self.journal.round
         self.for_clients: dict[str, Any] = {}
