@@ -21,6 +21,9 @@ from fedmutual.config import RunConfig, UserError, parse_assignments, read_setti
 
 PRESETS = Path(__file__).parent / "presets"
 
+WIDE = 132
+"""Characters that the table of a comparison needs."""
+
 app = typer.Typer(
     add_completion=False,
     no_args_is_help=True,
@@ -529,7 +532,8 @@ def _report(runs: list[Path], out: Path, as_json: bool) -> None:
     if arms < 3:
         print_metrics(rows)
     if arms > 2 or (arms > 1 and any(row["seeds"] > 1 for row in rows)):
-        Console().print(comparison_table(rows))
+        # Its columns are numbers with their intervals, which a narrow terminal may fold and a table may not.
+        Console(width=max(Console().width, WIDE)).print(comparison_table(rows))
     print(f"report: {page}")
 
 
