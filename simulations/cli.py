@@ -570,9 +570,14 @@ def _print_json(rows: list[dict[str, Any]]) -> None:
 
 @contextmanager
 def progress(what: str, total: int, unit: str) -> Iterator[Any]:
-    """A bar on stderr; yields a function that takes how many of `total` are done."""
+    """A bar on stderr if that is a terminal; yields a function that takes how many of `total` are done."""
     columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn(unit)]
     columns += [TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn()]
-    with Progress(*columns, console=Console(stderr=True)) as bar:
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
         task = bar.add_task(what, total=total)
-        yield lambda done: bar.update(task, completed=done)
+        try:
+            yield lambda done: bar.update(task, completed=done)
+        except BaseException:
+            bar.live.transient = True  # an error is one line, without half a bar before it
+            raise

@@ -190,8 +190,10 @@ def _run(
             }
             for future in as_completed(running):
                 yield running[future], future.exception()
-        finally:  # an interruption does not wait for arms that are being trained
+        except BaseException:  # an interruption does not wait for arms that are being trained
             pool.shutdown(wait=False, cancel_futures=True)
+            raise
+        pool.shutdown()
     for arm in arms:
         if METHODS[arm[0]].federated:
             try:

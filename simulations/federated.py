@@ -95,20 +95,25 @@ class Simulation:
         def main(grid: Grid, context: Context) -> None:
             self.app.serve(grid, self.strategy)
 
-        # What matters of Flower's log is in the history; its traceback for every failing client is not wanted.
-        logging.getLogger("flwr").setLevel(logging.CRITICAL)
         # A GPU takes whole clients: as many as make `at_once` of them over all GPUs.
         share = 1 / math.ceil(self.at_once / self.gpus) if self.gpus else 0
         resources = {"num_cpus": self.at_once, "num_gpus": self.gpus}
-        run_simulation(
-            server,
-            self.app.client,
-            num_supernodes=self.classes,
-            backend_config={
-                "init_args": {**resources, "log_to_driver": False, "logging_level": "CRITICAL"},
-                "client_resources": {"num_cpus": 1, "num_gpus": share, **RAY_OPTIONS},
-            },
-        )
+        # What matters of Flower's log is in the history; its traceback for every failing client is not wanted.
+        logger = logging.getLogger("flwr")
+        level = logger.level
+        logger.setLevel(logging.CRITICAL)
+        try:
+            run_simulation(
+                server,
+                self.app.client,
+                num_supernodes=self.classes,
+                backend_config={
+                    "init_args": {**resources, "log_to_driver": False, "logging_level": "CRITICAL"},
+                    "client_resources": {"num_cpus": 1, "num_gpus": share, **RAY_OPTIONS},
+                },
+            )
+        finally:
+            logger.setLevel(level)
 
 
 def _gpus(config: RunConfig, wanted: int) -> int:

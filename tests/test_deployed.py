@@ -199,7 +199,7 @@ def test_errors_tell_the_server_nothing_private_either(federation, completed):
     messages = [m for m in wire.captured(federation.root / "superlink.db")[0] if m.object_id not in before]
     errors = sorted(message.error.reason for message in messages if message.has_error())
     assert len(errors) == CLIENTS
-    assert "NotADirectoryError at this client: its own log says more" in errors[0]
+    assert "this client could not save its state: Not a directory" in errors[0]
     assert "this client's data cannot be used: its own log says why" in errors[1]
     assert_nothing_private(federation, messages)
     assert "samples of npz have 1,9,9" in federation.log_of("client-0")

@@ -110,7 +110,7 @@ def test_a_simulation_in_which_nobody_gets_through_says_so_and_fails(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["simulate", "nope"], "no preset 'nope': there are cifar10, digits"),
+        (["simulate", "nope"], "no preset 'nope': there are cifar10, cifar100, digits"),
         (["simulate", "missing.toml"], "no preset 'missing.toml'"),
         (["simulate", "digits", "-s", "bta=1"], "unknown setting 'bta'"),
         (["simulate", "digits", "-s", "beta"], "not of the form key=value"),
@@ -121,7 +121,7 @@ def test_a_simulation_in_which_nobody_gets_through_says_so_and_fails(tmp_path):
         (["simulate", "digits", "-s", "head-count=5000"], "head-count"),
         (["simulate", "digits", "-s", "min-clients=11"], "min-clients = 11"),
         (["simulate", "digits", "-s", "local-steps=0"], "local-steps = 0 is for separate machines"),
-        (["bench", "digits", "-s", "local-steps=0"], "local-steps = 0 is for separate machines"),
+        (["bench", "round", "-s", "local-steps=0"], "local-steps = 0 is for separate machines"),
         (["simulate", "fashion"], "data-path"),
         (["simulate", "fashion", "-s", "data-path=/nowhere.npz"], "/nowhere.npz"),
         (["simulate", "--resume", "/nowhere"], "/nowhere holds no run to resume"),
