@@ -109,7 +109,7 @@ def test_a_killed_comparison_goes_on_and_its_isolated_arm_is_the_simulation_with
 
     again = fedmutual(*command)  # nothing is left to do
     assert again.returncode == 0, again.stderr
-    assert re.search(r"^isolated\s+\d", again.stdout, re.MULTILINE)
+    assert "fd isolated" in again.stdout
     more = fedmutual(*command[:5], *command[5:], "-s", "batch=9")
     assert more.returncode == 2
     assert "holds another comparison's runs (batch = 8, not 9)" in more.stderr
