@@ -28,6 +28,9 @@ from fedmutual.learning.igd import NO_STEPS
 from server.app import OnRound, prepare, serve
 from server.journal import read_history
 
+RAY_SESSION = {"log_to_driver": False, "logging_level": "CRITICAL", "include_dashboard": False}
+"""Nobody looks at Ray's own pages here, whose server takes 100 MB."""
+
 RAY_OPTIONS = {"max_restarts": -1, "enable_task_events": False}
 """A client process that was killed, say for want of memory, is started anew; and Ray does not keep an account of every
 order, which would grow by 4 MB in a hundred rounds of ten clients."""
@@ -108,7 +111,7 @@ class Simulation:
                 self.app.client,
                 num_supernodes=self.classes,
                 backend_config={
-                    "init_args": {**resources, "log_to_driver": False, "logging_level": "CRITICAL"},
+                    "init_args": {**resources, **RAY_SESSION},
                     "client_resources": {"num_cpus": 1, "num_gpus": share, **RAY_OPTIONS},
                 },
             )
