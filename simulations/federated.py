@@ -3,8 +3,10 @@
 import logging
 import math
 import os
+import sys
 import time
 from collections.abc import Callable
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,9 +29,6 @@ from fedmutual.data.sources import num_classes, training_counts
 from fedmutual.learning.igd import NO_STEPS
 from server.app import OnRound, prepare, serve
 from server.journal import read_history
-
-RAY_SESSION = {"log_to_driver": False, "logging_level": "CRITICAL", "include_dashboard": False}
-"""Nobody looks at Ray's own pages here, whose server takes 100 MB."""
 
 RAY_OPTIONS = {"max_restarts": -1, "enable_task_events": False}
 """A client process that was killed, say for want of memory, is started anew; and Ray does not keep an account of every
@@ -106,15 +105,17 @@ class Simulation:
         level = logger.level
         logger.setLevel(logging.CRITICAL)
         try:
-            run_simulation(
-                server,
-                self.app.client,
-                num_supernodes=self.classes,
-                backend_config={
-                    "init_args": {**resources, **RAY_SESSION},
-                    "client_resources": {"num_cpus": 1, "num_gpus": share, **RAY_OPTIONS},
-                },
-            )
+            # Ray prints what it has to say of a killed process, and standard output is for a command's answer.
+            with redirect_stdout(sys.stderr):
+                run_simulation(
+                    server,
+                    self.app.client,
+                    num_supernodes=self.classes,
+                    backend_config={
+                        "init_args": {**resources, "log_to_driver": False, "logging_level": "CRITICAL"},
+                        "client_resources": {"num_cpus": 1, "num_gpus": share, **RAY_OPTIONS},
+                    },
+                )
         finally:
             logger.setLevel(level)
 

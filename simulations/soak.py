@@ -16,6 +16,7 @@ from collections import Counter
 from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from flwr.app import Array, ArrayRecord, Context, Message, RecordDict
@@ -67,6 +68,9 @@ RESTART = 15
 
 SETTLED = 50
 """Rounds after which a process has all the memory that it will ever need."""
+
+LAST = 10
+"""Rounds whose median is what a process has in the end."""
 
 GROWTH = 0.05
 """More than this is a leak."""
@@ -224,14 +228,17 @@ def read_memory(folder: Path) -> dict[tuple[str, int], dict[int, float]]:
 
 
 def growth(memory: dict[tuple[str, int], dict[int, float]]) -> Rows:
-    """For each process that outlived its first rounds: MB after them, the most MB that it had later, and growth."""
+    """For each process that outlived its first rounds: MB after them, in the end and at most, and growth.
+
+    Growth is from the former to the end, the median of the last `LAST` rounds: a peak that goes away is none.
+    """
     rows = []
     for (process, pid), measured in memory.items():
         values = list(measured.values())
         if len(values) > SETTLED:
-            before, most = values[SETTLED - 1], max(values[SETTLED:])
-            row = {"process": process, "pid": pid, "rounds": len(values), "settled_mb": before, "most_mb": most}
-            rows.append(row | {"growth": most / before - 1})
+            before, after = values[SETTLED - 1], median(values[SETTLED:][-LAST:])
+            row = {"process": process, "pid": pid, "rounds": len(values), "settled_mb": before, "end_mb": after}
+            rows.append(row | {"most_mb": max(values[SETTLED:]), "growth": after / before - 1})
     return rows
 
 

@@ -67,9 +67,10 @@ def test_others_may_fail_only_while_ray_starts_a_killed_process_anew():
 
 def test_growth_is_counted_from_the_end_of_a_process_first_rounds():
     settling = {r: 10.0 + r for r in range(1, 51)}
-    memory = {("server", 1): settling | {r: 60.0 for r in range(51, 100)} | {100: 66.0}, ("short", 2): {1: 5.0}}
-    (row,) = growth(memory)
-    assert (row["process"], row["rounds"], row["settled_mb"], row["most_mb"]) == ("server", 100, 60.0, 66.0)
+    later = {r: 60.0 for r in range(51, 91)} | {70: 90.0} | {r: 66.0 for r in range(91, 101)}
+    (row,) = growth({("server", 1): settling | later, ("short", 2): {1: 5.0}})
+    assert (row["process"], row["rounds"], row["settled_mb"], row["end_mb"]) == ("server", 100, 60.0, 66.0)
+    assert row["most_mb"] == 90.0
     assert row["growth"] == pytest.approx(0.1)
 
 
