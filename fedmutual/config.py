@@ -1,7 +1,8 @@
 """Every setting, its default and its check: the one place that knows the names of settings.
 
 A setting is a Flower run-config key in kebab-case with a flat scalar value, the same in a preset, after `-s`
-and in `flwr run -c`. The defaults are the `digits` federation.
+and in `flwr run -c`. The defaults are the `digits` federation, but for `local-steps`, which a
+server of separate machines finds by itself.
 """
 
 import tomllib
@@ -54,7 +55,7 @@ class RunConfig(BaseModel):
     seed: Count = Field(0, description="everything random follows from it")
     rounds: Positive = Field(20, description="exchanges of networks")
     local_steps: Count = Field(
-        200,
+        0,
         description="gradient steps of each client in a round; 0: as many as make its start-up 5 % of it (deployed)",
     )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: a GPU where there is one")
