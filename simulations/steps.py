@@ -12,13 +12,12 @@ from torch import Tensor
 from client.app import pick_device
 from fedmutual.config import UserError
 from fedmutual.data.sources import load_test, sample_shape
-from fedmutual.diffusion.sampling import sample
 from fedmutual.evaluation import frechet_distance
 from fedmutual.evaluation.features import Features
 from fedmutual.learning.igd import make_process
 from fedmutual.seeds import generator
 from simulations.game_arms import interval
-from simulations.results import class_networks, run_config, run_extractor
+from simulations.results import class_networks, draw, run_config, run_extractor
 
 SAMPLERS = ("ddpm", "ddim", "dpm-solver++")
 
@@ -87,14 +86,12 @@ class FewSteps:
 
     def draw(self, sampler: str, steps: int, seed: int) -> dict[int, Tensor]:
         """Samples of each class, on the CPU."""
-        config, device = self.config, pick_device(self.config)
+        config, device = self.config.but(sampler=sampler, sampling_steps=steps), pick_device(self.config)
         process, shape = make_process(config, device), sample_shape(config)
         drawn = {}
         for y, network in self.networks.items():
             noise = generator(config.seed, y, self.round, "steps", seed, device=device)
-            options = {"parametrisation": config.parametrisation, "clip": config.clip_samples}
-            samples = sample(network, process, shape, config.samples, noise, sampler=sampler, steps=steps, **options)
-            drawn[y] = samples.cpu().float()
+            drawn[y] = draw(network, process, shape, config.samples, config, noise).cpu().float()
         return drawn
 
     def seen(self, samples: dict[int, Tensor]) -> dict[int, Seen]:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hostile import KINDS, HostileNode
 from sklearn.datasets import load_digits
+from test_deployed import SETTINGS as SMALLEST
 
 from server.journal import read_history
 from simulations.deployment import Deployment
@@ -24,20 +25,7 @@ KIND_NAMES = [*KINDS, REPLAYED, WITHHELD]
 ROUNDS = 2 + -(-len(KIND_NAMES) // HOSTILE)
 """A good one, one for each kind that a node tries, and a good one."""
 
-SETTINGS = {
-    "data": "npz",
-    "classes": 1 + HOSTILE,
-    "shape": "1,8,8",
-    "imbalance": "none",
-    "test": 0,
-    "held-out": 5,
-    "diffusion-steps": 25,
-    "width": 16,
-    "depth": 2,
-    "local-steps": 3,
-    "samples": 0,
-    "timeout": 120.0,
-}
+SETTINGS = {**SMALLEST, "classes": 1 + HOSTILE, "timeout": 120.0}
 
 
 class Memory(threading.Thread):
