@@ -161,6 +161,9 @@ class RunConfig(BaseModel):
         description="file for measures in features: of `fedmutual extractor` ({seed} stands for the seed), or the "
         "literature's Inception weights (.pth); empty: none",
     )
+    audit_candidates: Positive = Field(
+        500, description="members, and as many others, of a class that an audit asks about at most, 64 calls each"
+    )
 
     @model_validator(mode="before")
     @classmethod

@@ -28,7 +28,7 @@ from server.bank import Made, Shelf
 from server.journal import Journal, read_history
 from simulations.audit import audit_run
 from simulations.federated import MUTUAL, App, Simulation
-from simulations.results import evaluate
+from simulations.results import draw_samples, evaluate
 
 Baseline = Callable[[RunConfig, Data, OnRound], Trained]
 
@@ -141,10 +141,11 @@ def run_arm(
             _federate(method, kind.how, config, folder, cpus, gpus, on_round)
         else:
             _train_here(method, kind.how, config, folder, on_round)
-    if config.samples and not (folder / "metrics.csv").exists():
-        evaluate(folder)
-    if config.samples and not (folder / "audit.json").exists():
-        audit_run(folder)
+    if is_finished(folder, config):
+        return
+    drawn = draw_samples(folder, config.samples)
+    evaluate(folder, drawn=drawn)
+    audit_run(folder, drawn=drawn)
 
 
 def is_trained(folder: Path) -> bool:

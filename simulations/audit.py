@@ -19,14 +19,11 @@ from fedmutual.learning.igd import make_process
 from fedmutual.seeds import generator
 from simulations.results import OnClass, class_networks, draw, run_config
 
-CANDIDATES = 500
-"""Members, and as many non-members, of a class that are asked about at most; 64 forward passes each."""
-
 LEAST = 10
 """Non-members without which nothing can be told apart."""
 
-PLACE = ("data", "data-path", "device")
-"""Settings that say where the data lie and not what was trained."""
+CHANGEABLE = ("audit-candidates", "data", "data-path", "device")
+"""Settings of an audit's own, and those that say where the data lie: none says what was trained."""
 
 Row = dict[str, Any]
 
@@ -35,20 +32,21 @@ def audit_run(
     folder: Path,
     on_class: OnClass = lambda y: None,
     which: str = "last",
-    place: Mapping[str, Any] | None = None,
+    changes: Mapping[str, Any] | None = None,
     only: int | None = None,
+    drawn: Mapping[int, Tensor] | None = None,
 ) -> list[Row]:
     """Audit a run's checkpoint, and write `audit.json`, {"round": ..., "rows": [...]}; the rows.
 
     A row is {method, seed, class, n_train, attack, t, metric, value, low, high, queries, members, non_members}; class
     is an index, `worst` (the class where the attack finds most, so that its interval does not cover the choice) or
-    `mean`; an undefined value is None. `place` says where the data lie on this machine, if not where the run's
-    settings say; `only` audits one class, the one whose holder has the data.
+    `mean`; an undefined value is None. `changes` are settings of `CHANGEABLE`; `only` audits one class, the
+    one whose holder has the data; `drawn` are each class's samples by `draw_samples`, if they are at hand.
 
     Raises:
         UserError: no run or checkpoint; the data are not on this machine; too few non-members.
     """
-    config = _located(run_config(folder), place or {})
+    config = _changed(run_config(folder), changes or {})
     device = pick_device(config)
     process = make_process(config, device)
     round_, networks = class_networks(folder, which, device)
@@ -57,12 +55,15 @@ def audit_run(
     method = json.loads((folder / "run.json").read_text())["method"]
     findings, sizes, rows = {}, {}, []
     for y, parts in sides.items():
-        members, non_members = (part[:CANDIDATES].to(device, process.alpha.dtype) for part in parts)
-        rng = generator(config.seed, y, round_, "samples", device=device)
-        drawn = draw(networks[y], process, tuple(members.shape[1:]), config.samples, config, rng)
+        members, non_members = (part[: config.audit_candidates].to(device, process.alpha.dtype) for part in parts)
+        if drawn:
+            samples = drawn[y]
+        else:
+            rng = generator(config.seed, y, round_, "samples", device=device)
+            samples = draw(networks[y], process, tuple(members.shape[1:]), config.samples, config, rng)
         predict = noise_predictor(networks[y], process, config.parametrisation, clip=False)
         rng = generator(config.seed, y, round_, "audit", device=device)
-        findings[y] = audit(predict, process, members, non_members, drawn, rng)
+        findings[y] = audit(predict, process, members, non_members, samples, rng)
         sizes[y] = len(members), len(non_members)
         rows += [_row(method, config.seed, y, counts[y], finding, sizes[y]) for finding in findings[y]]
         on_class(y)
@@ -72,13 +73,13 @@ def audit_run(
     return rows
 
 
-def _located(config: RunConfig, place: Mapping[str, Any]) -> RunConfig:
-    other = sorted(place.keys() - set(PLACE))
+def _changed(config: RunConfig, changes: Mapping[str, Any]) -> RunConfig:
+    other = sorted(changes.keys() - set(CHANGEABLE))
     if other:
         raise UserError(
-            f"an audit takes a run as it was trained: {', '.join(other)} cannot change, only {', '.join(PLACE)}"
+            f"an audit takes a run as it was trained: {', '.join(other)} cannot change, only {', '.join(CHANGEABLE)}"
         )
-    return RunConfig.of(config.settings(), dict(place))
+    return RunConfig.of(config.settings(), dict(changes))
 
 
 def _candidates(config: RunConfig, networks: list[int], only: int | None) -> dict[int, tuple[Tensor, Tensor]]:

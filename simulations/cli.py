@@ -149,9 +149,9 @@ def audit(
     only: Annotated[
         int | None, typer.Option("--class", min=0, help="Audit one class, where only its holder's data are.")
     ] = None,
-    place: Annotated[
+    settings: Annotated[
         list[str] | None,
-        typer.Option("-s", "--set", metavar="KEY=VALUE", help="Where the data lie: data, data-path, device."),
+        typer.Option("-s", "--set", metavar="KEY=VALUE", help="audit-candidates, or where data lie: data, data-path."),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -162,7 +162,7 @@ def audit(
     from simulations.audit import audit_run, control, table
     from simulations.results import read_networks
 
-    changes, rows = parse_assignments(place or []), []
+    changes, rows = parse_assignments(settings or []), []
     for run in runs:
         classes = 1 if only is not None else len(read_networks(run, which)[1])
         done = iter(range(1, classes + 1))

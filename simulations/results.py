@@ -169,18 +169,23 @@ def run_extractor(config: RunConfig) -> Extractor | None:
     return extractor
 
 
-def evaluate(folder: Path, which: str = "last", on_class: OnClass = lambda y: None) -> list[dict[str, Any]]:
+def evaluate(
+    folder: Path,
+    which: str = "last",
+    on_class: OnClass = lambda y: None,
+    drawn: dict[int, Tensor] | None = None,
+) -> list[dict[str, Any]]:
     """Draw samples, measure them against the test part, and write `samples/` and `metrics.csv`; the rows of the latter.
 
     A row is {method, seed, class, n_train, metric, value}; class is an index, `worst` or `mean`, and, with an
     extractor, `all`: the measures in features of all classes together. `on_class` is called when a class is drawn
-    and again when it is measured.
+    and again when it is measured; `drawn` are the samples by `draw_samples`, if they are at hand.
     """
     config = run_config(folder)
     if config.samples < 2:
         raise UserError("samples must be at least 2 to measure anything: set -s samples=500")
     extractor = run_extractor(config)
-    generated = draw_samples(folder, config.samples, which, on_class)
+    generated = drawn or draw_samples(folder, config.samples, which, on_class)
     real = {y: load_test(config, y) for y in generated}
     write_samples(folder / "samples", generated, real)
     facts = json.loads((folder / "run.json").read_text())

@@ -353,9 +353,8 @@ def test_members_and_non_members_are_the_whole_class_and_share_no_sample():
         assert torch.cdist(train, unseen).min() > 0
 
 
-def test_candidates_are_bounded(folder, monkeypatch):
-    monkeypatch.setattr(command, "CANDIDATES", 15)
-    rows = [row for row in audit_run(folder) if row["class"] == 0]
+def test_candidates_are_bounded(folder):
+    rows = [row for row in audit_run(folder, changes={"audit-candidates": 15}) if row["class"] == 0]
     assert {(row["members"], row["non_members"], row["n_train"]) for row in rows} == {(15, 15, 20)}
 
 
