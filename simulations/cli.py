@@ -33,6 +33,7 @@ app = typer.Typer(
 Settings = Annotated[list[str] | None, typer.Option("-s", "--set", metavar="KEY=VALUE", help="Change a setting.")]
 AsJson = Annotated[bool, typer.Option("--json", help='Print one object {"rows": [...]} instead of tables.')]
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN")]
+RunFolders = Annotated[list[Path], typer.Argument(metavar="RUN...")]
 Preset = Annotated[str, typer.Argument()]
 Which = Annotated[str, typer.Option("--round", help="Checkpoint: last, best, or a round's number.")]
 
@@ -144,7 +145,7 @@ def sample(
 
 @app.command()
 def audit(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN...")],
+    runs: RunFolders,
     which: Which = "last",
     only: Annotated[
         int | None, typer.Option("--class", min=0, help="Audit one class, where only its holder's data are.")
@@ -221,7 +222,7 @@ def export(
 
 @app.command()
 def report(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN...")],
+    runs: RunFolders,
     out: Annotated[Path | None, typer.Option(help="The page; by default report.html in the first RUN.")] = None,
     tensorboard: Annotated[
         bool, typer.Option("--tensorboard", help="Also write TensorBoard event files, RUN/tensorboard.")
@@ -405,6 +406,35 @@ def steps(
         seconds, share = own[shown[0]]["seconds"], own[shown[0]]["share"]
         table.add_row(sampler, str(count), f"{seconds:.2f}", f"1/{1 / share:.0f}", *values)
     Console().print(table)
+
+
+@app.command()
+def peers(runs: RunFolders, which: Which = "last", as_json: AsJson = False) -> None:
+    """Show at which levels of noise a class's peers know something of its held-out samples that it does not."""
+    from simulations.peers import weigh_peers
+    from simulations.results import read_networks
+
+    rows = []
+    for run in runs:
+        done = itertools.count(1)
+        with progress("weighing peers", len(read_networks(run, which)[1]), "classes") as advance:
+            found = weigh_peers(run, which, lambda y, done=done, advance=advance: advance(next(done)))
+        rows += [{"run": str(run), **row} for row in found]
+        if as_json:
+            continue
+        print(f"{run}:")
+        for name, title in (("mean", "all classes"), ("rarest", "three rarest")):
+            table = Table("t / T", title=title, title_justify="left", box=None, padding=(0, 2, 0, 0))
+            for heading in ("own error", "the peers'", "apart", "best share", "gains", "by the best peer"):
+                table.add_column(heading, justify="right")
+            for row in found:
+                if row["class"] == name:
+                    errors = [f"{row[key]:.3g}" for key in ("own", "peers", "disagreement")]
+                    gains = [f"{row[key] / row['own']:.1%}" for key in ("gain", "best_gain")]
+                    table.add_row(f"{row['t']:g}", *errors, f"{row['share']:.2f}", *gains)
+            Console().print(table)
+    if as_json:
+        _print_json(rows)
 
 
 @app.command()
