@@ -16,8 +16,9 @@ from test_simulation import COMMAND, assignments, fedmutual
 from fedmutual.config import RunConfig, UserError
 from server.journal import read_history
 from simulations.arms import METHODS, is_finished, is_trained, run_arm
+from simulations.audit import audit_run
 from simulations.compare import plan
-from simulations.results import class_networks, read_networks
+from simulations.results import class_networks, evaluate, read_networks
 
 HERE = [name for name, method in METHODS.items() if not method.federated]
 FACTS = {"name", "method", "class_names", "training_counts", "status", "versions", "hardware", "parameters", "data"}
@@ -73,6 +74,14 @@ def test_memory_scores_as_memorisation(tmp_path):
     run_arm("memory", config_of(), tmp_path / "arm")
     rows = (tmp_path / "arm" / "metrics.csv").read_text().splitlines()
     assert [row.rsplit(",", 1)[1] for row in rows if ",memorisation," in row] == ["1.0"] * 12
+
+
+def test_an_arm_is_measured_and_audited_as_the_commands_would(tmp_path):
+    run_arm("copy-head", config_of(), tmp_path / "arm")
+    metrics, audited = ((tmp_path / "arm" / name).read_text() for name in ("metrics.csv", "audit.json"))
+    evaluate(tmp_path / "arm")
+    assert (tmp_path / "arm" / "metrics.csv").read_text() == metrics
+    assert audit_run(tmp_path / "arm") == json.loads(audited)["rows"]
 
 
 def arm_of(folder, method):
