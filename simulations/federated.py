@@ -5,8 +5,8 @@ import math
 import os
 import sys
 import time
-from collections.abc import Callable
-from contextlib import redirect_stdout
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -106,7 +106,7 @@ class Simulation:
         logger.setLevel(logging.CRITICAL)
         try:
             # Ray prints what it has to say of a killed process, and standard output is for a command's answer.
-            with redirect_stdout(sys.stderr):
+            with redirect_stdout(sys.stderr), _one_thread_a_client():
                 run_simulation(
                     server,
                     self.app.client,
@@ -118,6 +118,23 @@ class Simulation:
                 )
         finally:
             logger.setLevel(level)
+
+
+@contextmanager
+def _one_thread_a_client() -> Iterator[None]:
+    """Ray's processes inherit OMP_NUM_THREADS; of more threads than cores each waits for the others, busily.
+
+    On two cores a user's OMP_NUM_THREADS=2 made rounds of two clients eleven times as long.
+    """
+    own = os.environ.get("OMP_NUM_THREADS")
+    os.environ["OMP_NUM_THREADS"] = "1"
+    try:
+        yield
+    finally:
+        if own is None:
+            del os.environ["OMP_NUM_THREADS"]
+        else:
+            os.environ["OMP_NUM_THREADS"] = own
 
 
 def _gpus(config: RunConfig, wanted: int) -> int:

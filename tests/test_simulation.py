@@ -14,8 +14,11 @@ import numpy as np
 import pytest
 import torch
 from conftest import SMALL, assert_same, federate, networks
+from flwr.app import Context, Message
+from flwr.clientapp import ClientApp
 
 from server.journal import read_history
+from simulations.federated import MUTUAL, Simulation
 from simulations.results import read_networks
 
 COMMAND = str(Path(sys.executable).parent / "fedmutual")
@@ -173,3 +176,20 @@ def test_a_reader_that_has_seen_enough_is_no_error():
 def test_help_tells_what_the_arguments_are():
     assert "PRESET is the name of a preset" in " ".join(fedmutual("simulate", "--help").stdout.split())
     assert fedmutual().returncode == 2
+
+
+def test_clients_have_one_thread_for_their_core_whatever_this_machine_sets(small, tmp_path, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    threads = tmp_path / "threads"
+    client = ClientApp()
+
+    @client.query()
+    def greet(message: Message, context: Context) -> Message:
+        threads.write_text(str(torch.get_num_threads()))
+        raise RuntimeError("seen")
+
+    config = small()
+    with pytest.raises(RuntimeError, match="0 of 10 clients joined: .*seen"):
+        Simulation(config, cpus=1, app=MUTUAL._replace(client=client)).run()
+    assert threads.read_text() == "1"
+    assert os.environ["OMP_NUM_THREADS"] == "3"
