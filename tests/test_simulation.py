@@ -189,7 +189,7 @@ def test_clients_have_one_thread_for_their_core_whatever_this_machine_sets(small
         raise RuntimeError("seen")
 
     config = small()
-    with pytest.raises(RuntimeError, match="0 of 10 clients joined: .*seen"):
+    with pytest.raises(RuntimeError, match=r"0 of 10 clients joined: .*seen"):
         Simulation(config, cpus=1, app=MUTUAL._replace(client=client)).run()
     assert threads.read_text() == "1"
     assert os.environ["OMP_NUM_THREADS"] == "3"

@@ -1,8 +1,8 @@
 """Where a class could gain from its peers: its own error and theirs, at one level of noise.
 
-The mutual term pulls a network towards its peers' mean. At a minimum with both terms weighed alike the output lies at
-the share w = beta / (1 + beta) of the way there, so the share that held-out samples ask for says which beta would have
-served, and where.
+The mutual term pulls a network towards its peers' mean. Free to put out anything at a time t, it would put out what lies
+at the share w = b / (1 + b) of the way there, b = beta omega(t) / lambda(t). So the share that held-out samples ask for
+says which beta omega(t) would have served.
 """
 
 from typing import NamedTuple
@@ -28,12 +28,11 @@ class Pull(NamedTuple):
 def pull(own: Tensor, peers: Tensor, noise: Tensor) -> Pull:
     """All of one shape, of which all entries count alike.
 
-    w = <e - n, e - m> / ||e - m||², cut to [0, 1]; the gain is 2 w <e - n, e - m> - w² ||e - m||², a mean.
+    w = <e - n, e - m> / ||e - m||², cut to [0, 1].
     """
     error, difference = (own - noise).double(), (own - peers).double()
     apart = difference.square().mean()
     together = (error * difference).mean()
     share = (together / apart).clamp(0, 1) if apart else apart
-    gain = 2 * share * together - share**2 * apart
-    missed = (peers - noise).double().square().mean()
-    return Pull(*map(float, (error.square().mean(), missed, apart, share, gain)))
+    missed, left = error.square().mean(), (error - share * difference).square().mean()
+    return Pull(*map(float, (missed, (peers - noise).double().square().mean(), apart, share, (missed - left).clamp(0))))
