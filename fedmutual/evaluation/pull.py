@@ -1,8 +1,8 @@
 """Where a class could gain from its peers: its own error and theirs, at one level of noise.
 
-The mutual term pulls a network towards its peers' mean. Free to put out anything at a time t, it would put out what lies
-at the share w = b / (1 + b) of the way there, b = beta omega(t) / lambda(t). So the share that held-out samples ask for
-says which beta omega(t) would have served.
+The mutual term pulls a network towards its peers' mean. Free to put out anything at a time t, it would put out what
+lies at the share w = b / (1 + b) of the way there, b = beta omega(t) / lambda(t). So the share that held-out samples
+ask for says which beta omega(t) would have served.
 """
 
 from typing import NamedTuple
