@@ -144,7 +144,8 @@ def run_arm(
     if is_finished(folder, config):
         return
     drawn = draw_samples(folder, config.samples)
-    evaluate(folder, drawn=drawn)
+    if not (folder / "metrics.csv").exists():
+        evaluate(folder, drawn=drawn)
     audit_run(folder, drawn=drawn)
 
 

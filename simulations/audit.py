@@ -17,7 +17,7 @@ from fedmutual.diffusion.sampling import noise_predictor
 from fedmutual.evaluation.audit import PIA_TIME, Finding, audit, mean
 from fedmutual.learning.igd import make_process
 from fedmutual.seeds import generator
-from simulations.results import OnClass, class_networks, draw, run_config
+from simulations.results import OnClass, class_networks, draw_class, run_config
 
 LEAST = 10
 """Non-members without which nothing can be told apart."""
@@ -59,8 +59,8 @@ def audit_run(
         if drawn:
             samples = drawn[y]
         else:
-            rng = generator(config.seed, y, round_, "samples", device=device)
-            samples = draw(networks[y], process, tuple(members.shape[1:]), config.samples, config, rng)
+            shape = tuple(members.shape[1:])
+            samples = draw_class(networks[y], process, shape, config.samples, config, y, round_)
         predict = noise_predictor(networks[y], process, config.parametrisation, clip=False)
         rng = generator(config.seed, y, round_, "audit", device=device)
         findings[y] = audit(predict, process, members, non_members, samples, rng)

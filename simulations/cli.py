@@ -411,7 +411,7 @@ def steps(
 @app.command()
 def peers(runs: RunFolders, which: Which = "last", as_json: AsJson = False) -> None:
     """Show at which levels of noise a class's peers know something of its held-out samples that it does not."""
-    from simulations.peers import weigh_peers
+    from simulations.peers import tables, weigh_peers
     from simulations.results import read_networks
 
     rows = []
@@ -420,19 +420,9 @@ def peers(runs: RunFolders, which: Which = "last", as_json: AsJson = False) -> N
         with progress("weighing peers", len(read_networks(run, which)[1]), "classes") as advance:
             found = weigh_peers(run, which, lambda y, done=done, advance=advance: advance(next(done)))
         rows += [{"run": str(run), **row} for row in found]
-        if as_json:
-            continue
-        print(f"{run}:")
-        for name, title in (("mean", "all classes"), ("rarest", "three rarest")):
-            table = Table("t / T", title=title, title_justify="left", box=None, padding=(0, 2, 0, 0))
-            for heading in ("own error", "the peers'", "apart", "best share", "gains", "by the best peer"):
-                table.add_column(heading, justify="right")
-            for row in found:
-                if row["class"] == name:
-                    errors = [f"{row[key]:.3g}" for key in ("own", "peers", "disagreement")]
-                    gains = [f"{row[key] / row['own']:.1%}" for key in ("gain", "best_gain")]
-                    table.add_row(f"{row['t']:g}", *errors, f"{row['share']:.2f}", *gains)
-            Console().print(table)
+        if not as_json:
+            print(f"{run}:")
+            Console().print(*tables(found), sep="\n")
     if as_json:
         _print_json(rows)
 

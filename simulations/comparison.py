@@ -72,6 +72,18 @@ def _in_order(metrics: Iterable[str]) -> list[str]:
     return sorted(set(metrics), key=lambda name: (METRICS.index(name) if name in METRICS else len(METRICS), name))
 
 
+def ends(counts: Mapping[int, int]) -> dict[str, list[int]]:
+    """The rarest and the largest classes: three of each, or half of all where there are fewer than six."""
+    by_size = sorted(counts, key=lambda y: (counts[y], y))
+    few = min(3, len(by_size) // 2)
+    return {"rarest": by_size[:few], "largest": by_size[::-1][:few]}
+
+
+def counted(classes: Sequence[int], of: str) -> str:
+    """three rarest."""
+    return {1: "", 2: "two ", 3: "three "}[len(classes)] + of
+
+
 class Comparison:
     """Arms side by side: every number that the table, the page and the answer are made of."""
 
@@ -92,19 +104,16 @@ class Comparison:
         self.attacks = attacks  # {arm: {class: (class, "auc", attack, t), the attack that sees most; None without}}
 
     def _ends(self) -> dict[str, list[int]]:
-        """The rarest and the largest classes: three of each, or half of all where there are fewer than six."""
+        """`ends` of the classes; none where the number of samples of a class is not known."""
         if len(self.counts) < len(self.classes) or len(self.classes) < 2:
             return {}
-        by_size = sorted(self.counts, key=lambda y: (self.counts[y], y))
-        few = min(3, len(by_size) // 2)
-        return {"rarest": by_size[:few], "largest": by_size[::-1][:few]}
+        return ends(self.counts)
 
     def title(self, of: Of) -> str:
         """worst class; mean; three rarest; 7."""
         if isinstance(of, int):
             return self.classes[of]
-        words = {1: "", 2: "two ", 3: "three "}
-        return {"worst": "worst class", "mean": "mean", "all": "all together"}.get(of) or words[len(self.ends[of])] + of
+        return {"worst": "worst class", "mean": "mean", "all": "all together"}.get(of) or counted(self.ends[of], of)
 
     @property
     def summaries(self) -> list[str]:

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from rich.table import Table
 from torch import Tensor, nn
 
 from client.app import pick_device
@@ -15,20 +16,21 @@ from fedmutual.evaluation.audit import TIMES
 from fedmutual.evaluation.pull import Pull, pull
 from fedmutual.learning.igd import make_process
 from fedmutual.seeds import generator
+from simulations.comparison import counted, ends
 from simulations.results import OnClass, class_networks, run_config
 
 DRAWS = 4
 """Of noise, for each held-out sample and time."""
 
-RAREST = 3
+Row = dict[str, Any]
 
 
-def weigh_peers(folder: Path, which: str = "last", on_class: OnClass = lambda y: None) -> list[dict[str, Any]]:
+def weigh_peers(folder: Path, which: str = "last", on_class: OnClass = lambda y: None) -> list[Row]:
     """Held-out samples of every class, seen by its own network, by its peers' mean and by each peer alone.
 
     A row is {class, n_train, t, own, peers, disagreement, share, gain, best_peer, best_share, best_gain}: `Pull`
-    towards the mean of the peers, and towards the peer that helps most. class is an index, `rarest` (the mean of the
-    three with fewest training samples) or `mean`, t a share of T.
+    towards the mean of the peers, and towards the peer that helps most. class is an index, `rarest` (the mean of
+    the rarest, as a comparison counts them) or `mean`, t a share of T.
 
     Raises:
         UserError: no run or checkpoint, data that are not here, no held-out samples, or no peers.
@@ -47,7 +49,7 @@ def weigh_peers(folder: Path, which: str = "last", on_class: OnClass = lambda y:
         x0 = part.held_out.to(device, process.alpha.dtype)
         rng = generator(config.seed, y, round_, "peers", device=device)
         for t in TIMES:
-            index = int((process.times / process.horizon - t).abs().argmin())
+            index = process.nearest(t)
             noise = torch.randn(DRAWS, *x0.shape, dtype=x0.dtype, device=device, generator=rng).flatten(0, 1)
             own, peers = _estimates(networks, process, config.parametrisation, y, x0, noise, index)
             towards = {z: pull(own, peer, noise) for z, peer in peers.items()}
@@ -56,7 +58,7 @@ def weigh_peers(folder: Path, which: str = "last", on_class: OnClass = lambda y:
             to_mean = pull(own, torch.stack(list(peers.values())).mean(0), noise)
             rows.append({"class": y, "n_train": len(part.train), "t": t, **to_mean._asdict(), **helped})
         on_class(y)
-    rare = sorted(parts, key=lambda y: len(parts[y].train))[:RAREST]
+    rare = ends({y: len(part.train) for y, part in parts.items()})["rarest"]
     return rows + _means(rows, "rarest", rare) + _means(rows, "mean", list(parts))
 
 
@@ -79,11 +81,28 @@ def _estimates(
     return seen.pop(y), seen
 
 
-def _means(rows: list[dict[str, Any]], name: str, classes: list[int]) -> list[dict[str, Any]]:
+def _means(rows: list[Row], name: str, classes: list[int]) -> list[Row]:
     fields = [*Pull._fields, "best_share", "best_gain"]
     lines = []
     for t in TIMES:
         same = [row for row in rows if row["t"] == t and row["class"] in classes]
         means = {field: sum(row[field] for row in same) / len(same) for field in fields}
         lines.append({"class": name, "n_train": None, "t": t, **means, "best_peer": None})
+    return lines
+
+
+def tables(rows: list[Row]) -> list[Table]:
+    """A line for each time: of all classes, and of the rarest. Gains are shares of the own error."""
+    counts = {row["class"]: row["n_train"] for row in rows if isinstance(row["class"], int)}
+    return [_table(rows, "mean", "all classes"), _table(rows, "rarest", counted(ends(counts)["rarest"], "rarest"))]
+
+
+def _table(rows: list[Row], name: str, title: str) -> Table:
+    lines = Table("t / T", title=title, title_justify="left", box=None, padding=(0, 2, 0, 0))
+    for heading in ("own error", "the peers'", "apart", "best share", "gains", "by the best peer"):
+        lines.add_column(heading, justify="right")
+    for row in (row for row in rows if row["class"] == name):
+        errors = [f"{row[key]:.3g}" for key in ("own", "peers", "disagreement")]
+        gains = [f"{row[key] / row['own']:.1%}" for key in ("gain", "best_gain")]
+        lines.add_row(f"{row['t']:g}", *errors, f"{row['share']:.2f}", *gains)
     return lines

@@ -115,10 +115,23 @@ def draw_samples(
     round_, networks = class_networks(folder, which, device)
     samples = {}
     for y, network in networks.items():
-        rng = generator(config.seed, y, round_, "samples", device=device)
-        samples[y] = draw(network, process, shape, count, config, rng).cpu().float()
+        samples[y] = draw_class(network, process, shape, count, config, y, round_).cpu().float()
         on_class(y)
     return samples
+
+
+def draw_class(
+    network: nn.Module,
+    process: Process,
+    shape: tuple[int, ...],
+    count: int,
+    config: RunConfig,
+    y: int,
+    round_: int,
+) -> Tensor:
+    """Class y's samples at a round, the same whoever draws them: `draw` with (seed, y, round, "samples")."""
+    rng = generator(config.seed, y, round_, "samples", device=process.alpha.device)
+    return draw(network, process, shape, count, config, rng)
 
 
 def draw(

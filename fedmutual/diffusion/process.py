@@ -41,6 +41,10 @@ class Process:
         tables = {name: getattr(self, name).to(device, dtype) for name in ("times", "alpha", "sigma")}
         return replace(self, **tables)
 
+    def nearest(self, share: float) -> int:
+        """Index of the training time nearest to `share` of the horizon, t / T."""
+        return int((self.times / self.horizon - share).abs().argmin())
+
     def noised(self, x0: Tensor, index: Tensor, noise: Tensor) -> Tensor:
         """x_t = alpha_j x_0 + sigma_j xi; `x0, noise: [*batch, *dims]`, `index: [*batch]` in 0..N-1."""
         return expand(self.alpha[index], x0) * x0 + expand(self.sigma[index], x0) * noise

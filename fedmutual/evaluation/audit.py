@@ -250,7 +250,7 @@ def audit(
 
     losses, proximal = {}, {}
     for t in TIMES:
-        index = int((process.times / process.horizon - t).abs().argmin())
+        index = process.nearest(t)
         losses[t] = loss_scores(predict, process, x, index, generator)
         proximal[t] = pia_scores(predict, process, x, index)
         compare("loss", t, losses[t], DRAWS)
