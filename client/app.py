@@ -25,7 +25,7 @@ from fedmutual.config import RunConfig, UserError
 from fedmutual.data.sources import ClassData, load_class, num_classes
 from fedmutual.learning.igd import Diverged, Peers, Player, held_out_loss, local_steps, make_process
 from fedmutual.networks import build
-from fedmutual.records import Network, Rejected, check_values, pack_network, pack_numbers, unpack_order
+from fedmutual.records import Network, Rejected, check_values, norm_limit, pack_network, pack_numbers, unpack_order
 
 NODE_SETTINGS = ("data", "data-path", "store", "device")
 
@@ -72,8 +72,9 @@ def _train(message: Message, context: Context) -> Message:
     data = own_data(config, y, device)
     player = Player.start(build(config, tuple(data.train.shape[1:]), y).to(device), config)
     initial = {name: tensor.detach().cpu().clone() for name, tensor in player.network.state_dict().items()}
+    limit = norm_limit(initial, config.norm_bound)
     # All that arrived is checked before the store is touched.
-    peers = _peers(message.content, order, config, player.network, initial)
+    peers = _peers(message.content, order, config, player.network, initial, limit)
     store = Store(store_root(config), order["run"], y)
     with store.locked(config.timeout):
         numbers = store.restore(player, attempt, round_, checkpointed)
@@ -86,7 +87,7 @@ def _train(message: Message, context: Context) -> Message:
             numbers = {"class": y, "attempt": attempt, "round": round_, **measured}
             # A state that the server would refuse is not kept: the next round starts from the last good one.
             for network in (player.published(), player.network.state_dict()):
-                check_values(network, initial, config.norm_bound)
+                check_values(network, limit)
             store.keep(player, numbers, checkpointed)
     reply = RecordDict({"network": pack_network(player.published()), "numbers": pack_numbers(numbers)})
     return Message(reply, reply_to=message)
@@ -168,7 +169,9 @@ def own_data(config: RunConfig, y: int, device: torch.device) -> ClassData:
     return ClassData(data.train.to(device, dtype), data.held_out.to(device, dtype))
 
 
-def _peers(content: RecordDict, order: dict[str, Any], config: RunConfig, own: nn.Module, initial: Network) -> Peers:
+def _peers(
+    content: RecordDict, order: dict[str, Any], config: RunConfig, own: nn.Module, initial: Network, limit: float
+) -> Peers:
     """The peers' networks, checked against an untrained one as the server checks replies, frozen beside `own`.
 
     Raises:
@@ -177,4 +180,4 @@ def _peers(content: RecordDict, order: dict[str, Any], config: RunConfig, own: n
     if 0 < config.peers_per_round < len(order["peers"]):
         raise Rejected(f"the order holds {len(order['peers'])} peers, and peers-per-round = {config.peers_per_round}")
     records = [content.array_records[name] for name in order["peers"]]
-    return Peers(_loaded.load(records, own, initial, config), order["weights"])
+    return Peers(_loaded.load(records, own, initial, limit, config), order["weights"])

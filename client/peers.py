@@ -28,23 +28,23 @@ class LoadedPeers:
         self.networks: dict[Key, nn.Module] = {}
 
     def load(
-        self, records: Sequence[ArrayRecord], own: nn.Module, initial: Network, config: RunConfig
+        self, records: Sequence[ArrayRecord], own: nn.Module, initial: Network, limit: float, config: RunConfig
     ) -> list[nn.Module]:
-        """The networks in `records`, checked against `initial`, frozen on the device of `own`.
+        """The networks in `records`, checked against `initial` and `limit`, frozen on the device of `own`.
 
         Raises:
             Rejected: one fails a check of `unpack_network`. The values of those held are checked too, for the
-                bound on their norm is this client's own.
+                limit of their norm is this client's own.
         """
         device = next(own.parameters()).device
         keys = [(_digest(record), config, device) for record in records]
         self.networks = {key: network for key, network in self.networks.items() if key in keys}
         for key, record in zip(keys, records, strict=True):
             if key in self.networks:
-                check_values(self.networks[key].state_dict(), initial, config.norm_bound)
+                check_values(self.networks[key].state_dict(), limit)
                 continue
             network = copy.deepcopy(own)
-            network.load_state_dict(unpack_network(record, initial, config.norm_bound))
+            network.load_state_dict(unpack_network(record, initial, limit))
             self.networks[key] = freeze(network, config)
         return [self.networks[key] for key in keys]
 

@@ -55,17 +55,16 @@ def pack_network(network: Network) -> ArrayRecord:
     return ArrayRecord({name: Array(tensor.detach().cpu().contiguous().numpy()) for name, tensor in network.items()})
 
 
-def unpack_network(record: ArrayRecord, like: Network, norm_bound: float) -> Network:
+def unpack_network(record: ArrayRecord, like: Network, limit: float) -> Network:
     """The network in `record`, on the CPU, checked against `like` before anything is decoded.
 
     Raises:
         Rejected: other names, shapes or dtypes than `like`, an encoding other than NumPy's, content that does
-            not decode to what it announces, values that are not finite, or a norm above `norm_bound` times
-            that of `like` (at least 1).
+            not decode to what it announces, values that are not finite, or a norm above `limit`, see `norm_limit`.
     """
     _check_names("names", set(record), set(like))
     network = {name: _decode(name, record[name], expected) for name, expected in like.items()}
-    check_values(network, like, norm_bound)
+    check_values(network, limit)
     return network
 
 
@@ -92,16 +91,23 @@ def _decode(name: str, array: Array, expected: Tensor) -> Tensor:
 
 
 def norm(network: Network) -> float:
-    """The Euclidean norm over all parameters."""
-    return math.sqrt(sum(float(tensor.double().square().sum()) for tensor in network.values()))
+    """The Euclidean norm over all parameters, summed in float64; not finite where one of them is not."""
+    norms = [torch.linalg.vector_norm(tensor, dtype=torch.float64) for tensor in network.values()]
+    return float(torch.linalg.vector_norm(torch.stack(norms)))
 
 
-def check_values(network: Network, like: Network, norm_bound: float) -> None:
-    """Raises `Rejected` for values that are not finite, or a norm above `norm_bound` times that of `like`."""
-    for name, tensor in network.items():
-        if not tensor.isfinite().all():
-            raise Rejected(f"{name} holds values that are not finite")
-    size, limit = norm(network), norm_bound * max(1.0, norm(like))
+def norm_limit(like: Network, norm_bound: float) -> float:
+    """The largest norm that is taken: `norm_bound` times that of the untrained network `like`, or times 1."""
+    return norm_bound * max(1.0, norm(like))
+
+
+def check_values(network: Network, limit: float) -> None:
+    """Raises `Rejected` for values that are not finite, or a norm above `limit`."""
+    size = norm(network)
+    if not math.isfinite(size):  # a second pass over the values is only for those that are refused
+        for name, tensor in network.items():
+            if not tensor.isfinite().all():
+                raise Rejected(f"{name} holds values that are not finite")
     if size > limit:
         raise Rejected(f"norm {size:.3g} exceeds norm-bound's {limit:.3g}")
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fedmutual.config import RunConfig, UserError
 from fedmutual.networks import build
-from fedmutual.records import Network, Rejected, pack_network, unpack_network, unpack_numbers
+from fedmutual.records import Network, Rejected, norm_limit, pack_network, unpack_network, unpack_numbers
 from server.intake import ROOM
 
 
@@ -36,6 +36,7 @@ class Bank:
         self.config, self.shape, self.classes = config, shape, classes
         self.entries: dict[int, Entry] = {}
         self.like: Network = build(config, shape, 0).state_dict()
+        self.norm_limit = norm_limit(self.like, config.norm_bound)
         size, limit = sum(tensor.nbytes for tensor in self.like.values()), int(config.max_reply_mb * 1e6)
         if 0 < limit < size:
             raise UserError(f"max-reply-mb = {config.max_reply_mb:g} and a network takes {size / 1e6:.2g} MB: raise it")
@@ -65,7 +66,7 @@ class Bank:
             raise Rejected(f"class {y} has already replied for round {round_}")
         if set(content) != {"network", "numbers"} or "network" not in content.array_records:
             raise Rejected(f"the reply holds {sorted(content)[:3]}, not one network and its numbers")
-        network = unpack_network(content.array_records["network"], self.like, self.config.norm_bound)
+        network = unpack_network(content.array_records["network"], self.like, self.norm_limit)
         # Packed anew: peers are sent what was checked, not the bytes that a client wrote.
         self.entries[y] = Entry(network, pack_network(network), round_)
         return numbers

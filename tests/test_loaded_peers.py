@@ -6,9 +6,10 @@ from client import peers as module
 from client.peers import LoadedPeers
 from fedmutual.config import RunConfig
 from fedmutual.networks import build
-from fedmutual.records import Rejected, pack_network
+from fedmutual.records import Rejected, norm, pack_network
 
 SHAPE = (1, 4, 4)
+LIMIT = 1e3
 
 
 @pytest.fixture
@@ -34,7 +35,7 @@ def test_clients_of_one_process_share_the_peers_that_did_not_change(config, deco
     records = {y: pack_network(state) for y, state in networks.items()}
     for y in range(4):
         others = [z for z in range(4) if z != y]
-        found = loaded.load([records[z] for z in others], own, own.state_dict(), config)
+        found = loaded.load([records[z] for z in others], own, own.state_dict(), LIMIT, config)
         assert [not network.training for network in found] == [True] * 3
         for z, network in zip(others, found, strict=True):
             torch.testing.assert_close(network.state_dict(), networks[z], rtol=0, atol=0)
@@ -46,9 +47,9 @@ def test_clients_of_one_process_share_the_peers_that_did_not_change(config, deco
 def test_a_network_that_changed_in_one_bit_is_another(config, decoded):
     state, loaded, own = states(config, [1])[1], LoadedPeers(), build(config, SHAPE, 0)
     initial = own.state_dict()
-    before = loaded.load([pack_network(state)], own, initial, config)[0]
+    before = loaded.load([pack_network(state)], own, initial, LIMIT, config)[0]
     state["outer.bias"][0] = torch.nextafter(state["outer.bias"][0], torch.tensor(9.0))
-    after = loaded.load([pack_network(state)], own, initial, config)[0]
+    after = loaded.load([pack_network(state)], own, initial, LIMIT, config)[0]
     assert not torch.equal(before.outer.bias, after.outer.bias)
     assert torch.equal(after.outer.bias, state["outer.bias"])
     assert len(decoded) == 2
@@ -57,19 +58,18 @@ def test_a_network_that_changed_in_one_bit_is_another(config, decoded):
 def test_arrays_under_each_others_names_are_another_network(config, decoded):
     state, loaded, own = states(config, [1])[1], LoadedPeers(), build(config, SHAPE, 0)
     initial = own.state_dict()
-    loaded.load([pack_network(state)], own, initial, config)
+    loaded.load([pack_network(state)], own, initial, LIMIT, config)
     state["hidden.0.weight"], state["inner.weight"] = state["inner.weight"], state["hidden.0.weight"]
     with pytest.raises(Rejected):
-        loaded.load([pack_network(state)], own, initial, config)
+        loaded.load([pack_network(state)], own, initial, LIMIT, config)
 
 
 def test_a_held_network_still_has_to_keep_this_clients_bound(config, decoded):
     loaded, own = LoadedPeers(), build(config, SHAPE, 0)
-    state = {name: 50 * tensor for name, tensor in own.state_dict().items()}
-    loaded.load([pack_network(state)], own, own.state_dict(), config)
-    smaller = {name: tensor / 50 for name, tensor in own.state_dict().items()}
+    state = own.state_dict()
+    loaded.load([pack_network(state)], own, state, norm(state), config)
     with pytest.raises(Rejected, match="norm"):
-        loaded.load([pack_network(state)], own, smaller, config)
+        loaded.load([pack_network(state)], own, state, 0.99 * norm(state), config)
     assert len(decoded) == 1
 
 
@@ -77,5 +77,5 @@ def test_other_settings_load_anew(config, decoded):
     state, loaded, own = states(config, [1])[1], LoadedPeers(), build(config, SHAPE, 0)
     half = config.but(autocast="bfloat16")
     for settings, dtype in ((config, torch.float32), (half, torch.bfloat16)):
-        network = loaded.load([pack_network(state)], own, own.state_dict(), settings)[0]
+        network = loaded.load([pack_network(state)], own, own.state_dict(), LIMIT, settings)[0]
         assert {parameter.dtype for parameter in network.parameters()} == {dtype}

@@ -14,7 +14,9 @@ from hypothesis import strategies as st
 from fedmutual.records import (
     NUMBERS,
     Rejected,
+    check_values,
     norm,
+    norm_limit,
     pack_network,
     pack_numbers,
     pack_order,
@@ -55,6 +57,25 @@ def test_a_network_survives_the_wire_bit_for_bit(dtype):
     network = {name: torch.randn(tensor.shape, dtype=dtype) for name, tensor in LIKE.items()}
     received = unpack_network(pack_network(network), network, 100.0)
     torch.testing.assert_close(received, network, rtol=0, atol=0)
+
+
+def test_the_norm_is_that_of_all_parameters_and_its_limit_that_of_the_untrained_network():
+    network = {"a": torch.full((2, 2), 3.0), "b": torch.full((4,), 4.0, dtype=torch.bfloat16)}
+    assert norm(network) == pytest.approx(10.0, rel=1e-12)
+    assert norm_limit(network, 7.0) == pytest.approx(70.0)
+    assert norm_limit({"a": torch.zeros(3)}, 7.0) == 7.0
+    check_values(network, norm(network))
+    with pytest.raises(Rejected, match="norm 10 exceeds"):
+        check_values(network, 9.99)
+
+
+def test_a_norm_that_overflows_is_too_large_and_one_spoilt_value_is_named():
+    huge = {"a": torch.full((4,), 1e200, dtype=torch.float64)}
+    with pytest.raises(Rejected, match="norm inf exceeds"):
+        check_values(huge, 1e9)
+    for value in (math.nan, math.inf, -math.inf):
+        with pytest.raises(Rejected, match="b holds values that are not finite"):
+            check_values({"a": torch.ones(3), "b": torch.tensor([0.0, value])}, math.inf)
 
 
 HOSTILE = {
