@@ -15,6 +15,9 @@ os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
 os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+# Ray would give its processes niceness 15, and a browser or a test beside a simulation then made its rounds ten times
+# as long; to have it yield, start the whole command with nice.
+os.environ.setdefault("RAY_worker_niceness", "0")
 
 import torch
 from flwr.app import Context
@@ -29,6 +32,7 @@ from fedmutual.data.sources import num_classes, training_counts
 from fedmutual.learning.igd import NO_STEPS
 from server.app import OnRound, prepare, serve
 from server.journal import read_history
+from simulations.lending import lend_records
 
 RAY_OPTIONS = {"max_restarts": -1, "enable_task_events": False}
 """A client process that was killed, say for want of memory, is started anew; and Ray does not keep an account of every
@@ -95,6 +99,7 @@ class Simulation:
 
         @server.main()
         def main(grid: Grid, context: Context) -> None:
+            lend_records()
             self.app.serve(grid, self.strategy)
 
         # A GPU takes whole clients: as many as make `at_once` of them over all GPUs.
