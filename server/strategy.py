@@ -36,6 +36,9 @@ MEASURED = ("step", "loss", "mutual", "grad_norm", "held_out", "seconds")
 ORDERS = 4
 """How often a round's order is sent while the client's process dies over it: memory may be short for good."""
 
+PAUSE = 5.0
+"""Seconds before an order is sent anew, twice as many each time: in a simulation Ray has to start a new process."""
+
 
 class MutualLearning(Strategy):
     """Individual gradient descent over clients (the paper's Algorithm 1, federated)."""
@@ -139,9 +142,11 @@ class MutualLearning(Strategy):
         for sending in range(2, ORDERS + 1):
             classes = {order.metadata.message_id: y for y, order in self.orders.items()}
             died = {classes.get(reply.metadata.reply_to_message_id) for reply in fresh if has_died(reply)} - {None}
-            left = self.started + self.config.timeout - time.monotonic()
+            pause = PAUSE * 2 ** (sending - 2)
+            left = self.started + self.config.timeout - time.monotonic() - pause
             if not died or left <= 0:
                 break
+            time.sleep(pause)
             kept += [reply for reply in fresh if not has_died(reply)]
             for y in died:
                 log(WARNING, "round %d, class %d: its process died: order %d of %d", self.round, y, sending, ORDERS)
@@ -195,9 +200,14 @@ class MutualLearning(Strategy):
         return None
 
 
+DEATHS = (ErrorCode.CLIENT_APP_CRASHED, ErrorCode.MESSAGE_UNAVAILABLE, ErrorCode.UNKNOWN)
+"""Flower's codes for a process that ended without a word or in the midst of its reply; the last one is a simulation's,
+where Ray has lost a process or is still starting it anew."""
+
+
 def has_died(reply: Message) -> bool:
-    """Whether Flower replies for a client whose process has ended without a word, or in the midst of its reply."""
-    return reply.has_error() and reply.error.code in (ErrorCode.CLIENT_APP_CRASHED, ErrorCode.MESSAGE_UNAVAILABLE)
+    """Whether Flower replies for a client whose process has died."""
+    return reply.has_error() and reply.error.code in DEATHS
 
 
 def worst_gradient_norm(rows: list[dict[str, Any]]) -> float:

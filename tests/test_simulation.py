@@ -17,6 +17,7 @@ from conftest import SMALL, assert_same, federate, networks
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
+from client.app import hello, train
 from server.journal import read_history
 from simulations.federated import MUTUAL, Simulation
 from simulations.results import read_networks
@@ -193,3 +194,24 @@ def test_clients_have_one_thread_for_their_core_whatever_this_machine_sets(small
         Simulation(config, cpus=1, app=MUTUAL._replace(client=client)).run()
     assert threads.read_text() == "1"
     assert os.environ["OMP_NUM_THREADS"] == "3"
+
+
+def test_a_client_process_that_dies_costs_a_simulation_nothing(small, tmp_path):
+    """It is killed once it has saved: its order is sent anew until Ray has started another process, which answers."""
+    client, mark = ClientApp(), tmp_path / "killed"
+    client.query()(hello)
+
+    @client.train()
+    def killed_once(message: Message, context: Context) -> Message:
+        reply = train(message, context)
+        if (reply.content["numbers"]["class"], reply.content["numbers"]["round"]) == (4, 2) and not mark.exists():
+            mark.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return reply
+
+    config = small(rounds=3, out=str(tmp_path / "ray"), store="")
+    folder = Simulation(config, app=MUTUAL._replace(client=client)).run()
+    assert mark.exists()
+    history = read_history(folder)
+    assert [(line["status"], line["step"]) for line in history] == [("ok", 3 * line["round"]) for line in history]
+    assert_same(dict(sorted(read_networks(folder)[1].items())), networks(federate(small(rounds=3))))

@@ -57,14 +57,6 @@ def test_a_history_that_is_not_as_planned_is_told(spoil):
     assert len(wrong) == 1
 
 
-def test_others_may_fail_only_while_ray_starts_a_killed_process_anew():
-    faults = {(5, 2): "killed"}
-    for round_, expected in ((4, 1), (5, 0), (9, 0), (20, 0), (21, 1)):
-        history = history_of(faults, rounds=30)
-        history[(round_ - 1) * 10]["status"] = "error"
-        assert len(account(history, faults, 30, 10)[1]) == expected
-
-
 def test_growth_is_counted_from_the_end_of_a_process_first_rounds():
     settling = {r: 10.0 + r for r in range(1, 51)}
     later = {r: 60.0 for r in range(51, 91)} | {70: 90.0} | {r: 66.0 for r in range(91, 101)}

@@ -9,16 +9,23 @@ import pytest
 import torch
 from conftest import LocalGrid, assert_same, federate, networks
 from flwr.app import Array, ArrayRecord, Context, Error, Message, MessageType, RecordDict
-from flwr.common.constant import ErrorCode
 
 import client.app
+import server.strategy
 from fedmutual.checkpoint import Unwritable
 from fedmutual.config import UserError
 from fedmutual.learning.peers import draw_peers
 from server.app import prepare, serve
 from server.journal import checkpoint_path, read_history
 from server.roster import RunFailed
+from server.strategy import DEATHS
 from simulations.results import read_networks
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch):
+    """Orders are sent anew at once: no process has to be started first."""
+    monkeypatch.setattr(server.strategy, "PAUSE", 0.0)
 
 
 def is_order(message, round_):
@@ -341,7 +348,7 @@ def test_a_full_disk_stops_the_run_in_one_line_and_costs_no_round(small, tmp_pat
     assert lines == [(round_, y) for round_ in range(1, 5) for y in range(10)]
 
 
-@pytest.mark.parametrize("code", [ErrorCode.CLIENT_APP_CRASHED, ErrorCode.MESSAGE_UNAVAILABLE])
+@pytest.mark.parametrize("code", DEATHS)
 def test_a_client_whose_process_dies_gets_its_order_again_and_the_round_counts_once(small, tmp_path, code):
     """It dies after it has saved: Flower replies for it, and it answers the new order from its store."""
     expected = networks(federate(small(rounds=3, out=str(tmp_path / "b"), store=str(tmp_path / "c"))))
