@@ -28,8 +28,9 @@ soak: install
 	rm -rf $(RUNS)/soak
 	$(BIN)/fedmutual soak --out $(RUNS)/soak
 
+# Two at a time: much of what tests do is to wait for processes that start.
 test: install lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadgroup
 
 test-faults: install
 	$(BIN)/python -m pytest -m faults

@@ -21,6 +21,8 @@ from simulations.comparison import Comparison, comparison, comparison_table
 from simulations.report import write_report
 from simulations.runs import DATA, METHODS, arms_of, find_runs, read_runs
 
+pytestmark = pytest.mark.xdist_group("comparison")  # its fixtures are made once
+
 SVG = re.compile(r"<svg.*?</svg>", re.S)
 WORST = {  # of seeds 0, 1, 2; classes 0 and 1 are always at 2 and 3
     "mutual-scarcity": [8.0, 8.4, 8.2],

@@ -24,6 +24,8 @@ from simulations.deploy_demo import IMAGES, demo, rounds_table, write_images
 from simulations.deployment import CONNECTION, Deployment, DeploymentFailed, kill, living
 from simulations.results import read_networks
 
+pytestmark = pytest.mark.xdist_group("deployed")  # its fixtures are made once
+
 CLIENTS = 2
 
 SETTINGS = {

@@ -15,6 +15,8 @@ from fedmutual.learning.igd import make_process
 from simulations.export import export
 from simulations.results import class_networks
 
+pytestmark = pytest.mark.xdist_group("export")  # its fixtures are made once
+
 UNET = {"network": "unet", "width": 8, "depth": 1, "multipliers": "1,2", "attention": "4", "dropout": 0.1}
 
 

@@ -22,6 +22,8 @@ from fedmutual.evaluation.features import Features, Training, fingerprints, read
 from simulations.results import change_measuring, evaluate
 from simulations.runs import read_run
 
+pytestmark = pytest.mark.xdist_group("features")  # its fixtures are made once
+
 CPU = torch.device("cpu")
 
 

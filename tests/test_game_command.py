@@ -18,6 +18,8 @@ from simulations.game_cases import PRESETS, Settings, geometric_counts, preset
 from simulations.game_controls import alone, auto_beta, copy_head, pooled, similar_peers, tuned_ridge
 from simulations.game_dynamics import Curve, slopes
 
+pytestmark = pytest.mark.xdist_group("game_command")  # its fixtures are made once
+
 QUICK = Settings.parse(["iterations=20", "descent=200", "betas=0,0.1,1", "samples=100"])
 
 
