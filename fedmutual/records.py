@@ -34,6 +34,9 @@ OPTIONAL_NUMBERS = ("held-out-loss", "count")
 REASON = 300
 """Longest reason, in characters, that a log or a history takes over from somebody else."""
 
+HEADER = 10 + 2**16
+"""Bytes that a header of NumPy's format, version 1.0, takes at most."""
+
 RUN = re.compile("[0-9a-f]{16}")
 """The identity of a run. A client names a folder by it, so that nothing else will do."""
 
@@ -75,7 +78,7 @@ def _decode(name: str, array: Array, expected: Tensor) -> Tensor:
         raise Rejected(f"{name} is encoded as {array.stype!r}, not as NumPy does")
     if (tuple(array.shape), array.dtype) != (shape, dtype):
         raise Rejected(f"{name} is {array.dtype}{list(array.shape)}, not {dtype}{list(shape)}")
-    stream = BytesIO(array.data)
+    stream = BytesIO(array.data[:HEADER])
     try:
         if read_magic(stream) != (1, 0):
             raise ValueError("not version 1.0 of NumPy's format")

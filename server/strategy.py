@@ -36,8 +36,14 @@ MEASURED = ("step", "loss", "mutual", "grad_norm", "held_out", "seconds")
 ORDERS = 4
 """How often a round's order is sent while the client's process dies over it: memory may be short for good."""
 
+DEATHS = (ErrorCode.CLIENT_APP_CRASHED, ErrorCode.MESSAGE_UNAVAILABLE)
+"""Flower's codes for a client process that died."""
+
+SIMULATED_DEATHS = (*DEATHS, ErrorCode.UNKNOWN)
+"""In a simulation also the code that covers whatever Ray says of a process that it has lost or is starting anew."""
+
 PAUSE = 5.0
-"""Seconds before an order is sent anew, twice as many each time: in a simulation Ray has to start a new process."""
+"""Seconds before a simulated client is sent its order anew, twice as many each time: Ray has to start a process."""
 
 
 class MutualLearning(Strategy):
@@ -141,19 +147,24 @@ class MutualLearning(Strategy):
         kept, fresh = [], list(replies)
         for sending in range(2, ORDERS + 1):
             classes = {order.metadata.message_id: y for y, order in self.orders.items()}
-            died = {classes.get(reply.metadata.reply_to_message_id) for reply in fresh if has_died(reply)} - {None}
-            pause = PAUSE * 2 ** (sending - 2)
+            died = {classes.get(reply.metadata.reply_to_message_id) for reply in fresh if self._died(reply)} - {None}
+            pause = PAUSE * 2 ** (sending - 2) if self.roster.simulated else 0.0
             left = self.started + self.config.timeout - time.monotonic() - pause
             if not died or left <= 0:
                 break
             time.sleep(pause)
-            kept += [reply for reply in fresh if not has_died(reply)]
+            kept += [reply for reply in fresh if not self._died(reply)]
             for y in died:
                 log(WARNING, "round %d, class %d: its process died: order %d of %d", self.round, y, sending, ORDERS)
                 order = self.orders[y]
                 self.orders[y] = Message(order.content, order.metadata.dst_node_id, MessageType.TRAIN)
             fresh = list(self.grid.send_and_receive([self.orders[y] for y in died], timeout=left))
         return kept + fresh
+
+    def _died(self, reply: Message) -> bool:
+        """Whether Flower replies for a client whose process has ended without a word, or in the midst of its reply."""
+        deaths = SIMULATED_DEATHS if self.roster.simulated else DEATHS
+        return reply.has_error() and reply.error.code in deaths
 
     def _check_in(self, y: int, reply: Message) -> dict[str, Any]:
         """One reply into the bank; the line of the history that tells what became of it."""
@@ -198,16 +209,6 @@ class MutualLearning(Strategy):
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> None:
         return None
-
-
-DEATHS = (ErrorCode.CLIENT_APP_CRASHED, ErrorCode.MESSAGE_UNAVAILABLE, ErrorCode.UNKNOWN)
-"""Flower's codes for a process that ended without a word or in the midst of its reply; the last one is a simulation's,
-where Ray has lost a process or is still starting it anew."""
-
-
-def has_died(reply: Message) -> bool:
-    """Whether Flower replies for a client whose process has died."""
-    return reply.has_error() and reply.error.code in DEATHS
 
 
 def worst_gradient_norm(rows: list[dict[str, Any]]) -> float:

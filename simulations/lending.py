@@ -7,6 +7,7 @@ the networks that it makes of them.
 
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import ray
@@ -23,6 +24,9 @@ Lent = dict[str, tuple[str, tuple[int, ...], str, np.ndarray]]
 
 _REFERENCE = "_lent_as"
 _putting = threading.Lock()
+_putter = ThreadPoolExecutor(1, "lending")
+"""Puts records into the store: Ray keeps notes of what it pickles by thread, and after a put in the midst of an order
+it would hold the references of that order for ever."""
 
 
 def lend_records() -> None:
@@ -46,7 +50,7 @@ def _lend(record: ArrayRecord) -> "ray.ObjectRef[Lent]":
     with _putting:  # Flower pickles several orders at once
         if _REFERENCE not in vars(record):
             lent = {name: (a.dtype, a.shape, a.stype, np.frombuffer(a.data, np.uint8)) for name, a in record.items()}
-            vars(record)[_REFERENCE] = ray.put(lent)
+            vars(record)[_REFERENCE] = _putter.submit(ray.put, lent).result()
     return vars(record)[_REFERENCE]
 
 

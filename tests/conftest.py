@@ -4,7 +4,7 @@ import itertools
 import random
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 import torch
@@ -18,6 +18,7 @@ from client.app import app as client_app
 from fedmutual.config import RunConfig
 from server.app import prepare, serve
 from server.bank import Bank
+from simulations.cli import main
 
 torch.set_num_threads(1)
 settings.register_profile("many", max_examples=5000)  # pytest --hypothesis-profile=many
@@ -106,6 +107,28 @@ def small(tmp_path: Path) -> Callable[..., RunConfig]:
         return RunConfig.of(SMALL, places, {key.replace("_", "-"): value for key, value in changes.items()})
 
     return make
+
+
+@pytest.fixture
+def command_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., tuple[int, str, str]]:
+    """(exit code, stdout, stderr) of the real command, run in this process, which has everything imported."""
+
+    def leave(code: int) -> NoReturn:
+        raise SystemExit(code)
+
+    def run(*arguments: Any) -> tuple[int, str, str]:
+        monkeypatch.setattr("sys.argv", ["fedmutual", *map(str, arguments)])
+        monkeypatch.setattr("os._exit", leave)
+        code = 0
+        try:
+            main()
+        except SystemExit as leaving:
+            code = leaving.code or 0
+        return (code, *capsys.readouterr())
+
+    return run
 
 
 def federate(config: RunConfig, grid: LocalGrid | None = None) -> Bank:

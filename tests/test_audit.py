@@ -36,7 +36,6 @@ from fedmutual.evaluation.audit import (
 from fedmutual.networks import build
 from simulations import audit as command
 from simulations.audit import audit_run
-from simulations.cli import main
 
 PROCESS = ddpm(100)
 OVERLAP = MIXTURES["overlap-2d"]()[0]
@@ -306,20 +305,7 @@ def folder(small, tmp_path):
     return tmp_path / "run"
 
 
-def command_line(monkeypatch, capsys, *arguments):
-    """(exit code, stdout, stderr) of the real command in this process."""
-    monkeypatch.setattr("sys.argv", ["fedmutual", *map(str, arguments)])
-    monkeypatch.setattr("os._exit", lambda code: (_ for _ in ()).throw(SystemExit(code)))
-    code = 0
-    try:
-        main()
-    except SystemExit as leaving:
-        code = leaving.code or 0
-    captured = capsys.readouterr()
-    return code, captured.out, captured.err
-
-
-def test_an_audit_of_a_run_is_written_and_told(folder, monkeypatch, capsys):
+def test_an_audit_of_a_run_is_written_and_told(folder, command_line):
     done = []
     rows = audit_run(folder, done.append)
     assert done == list(range(10))
@@ -335,10 +321,10 @@ def test_an_audit_of_a_run_is_written_and_told(folder, monkeypatch, capsys):
     assert by_class["mean"]["value"] == pytest.approx(np.mean([by_class[y]["value"] for y in range(10)]))
     assert {row["attack"] for row in rows} == {"loss", "pia", "extraction", "control-shuffled"}
 
-    code, out, _ = command_line(monkeypatch, capsys, "audit", folder, "--json")
+    code, out, _ = command_line("audit", folder, "--json")
     assert code == 0
     assert json.loads(out)["rows"] == [{"run": str(folder), **row} for row in rows]  # nothing is left to chance
-    code, out, _ = command_line(monkeypatch, capsys, "audit", folder, "--round", "1")
+    code, out, _ = command_line("audit", folder, "--round", "1")
     assert code == 0
     assert [line.split()[0] for line in out.splitlines()[2:14]] == ["worst", "mean", *map(str, range(10))]
     assert "no proof of privacy" in out
@@ -358,7 +344,7 @@ def test_candidates_are_bounded(folder):
     assert {(row["members"], row["non_members"], row["n_train"]) for row in rows} == {(15, 15, 20)}
 
 
-def test_one_class_is_audited_where_its_holder_has_the_data(small, tmp_path, monkeypatch, capsys):
+def test_one_class_is_audited_where_its_holder_has_the_data(small, tmp_path, command_line):
     """The server of a deployed run has no data; the holder of class 1 has a file of its own."""
     images = {y: load_class(RunConfig(imbalance="none"), y).train.movedim(1, -1).numpy() for y in (0, 1)}
     for y, samples in images.items():
@@ -371,14 +357,14 @@ def test_one_class_is_audited_where_its_holder_has_the_data(small, tmp_path, mon
     federate(small(held_out=20, **deployed), grid)
     run = tmp_path / "run"
 
-    code, out, err = command_line(monkeypatch, capsys, "audit", run)
+    code, out, err = command_line("audit", run)
     assert (code, out) == (2, "")
     assert "an audit needs the members' data" in err.splitlines()[-1]
     place = ["-s", f"data-path={tmp_path / '1.npz'}"]
-    code, _, err = command_line(monkeypatch, capsys, "audit", run, *place)
+    code, _, err = command_line("audit", run, *place)
     assert code == 2
     assert "--class N" in err.splitlines()[-1]
-    code, out, _ = command_line(monkeypatch, capsys, "audit", run, *place, "--class", "1", "--json")
+    code, out, _ = command_line("audit", run, *place, "--class", "1", "--json")
     assert code == 0
     rows = json.loads(out)["rows"]
     assert {row["class"] for row in rows} == {1, "worst", "mean"}
@@ -394,15 +380,15 @@ def test_one_class_is_audited_where_its_holder_has_the_data(small, tmp_path, mon
         ({}, ["-s", "seed=4"], "seed cannot change"),
     ],
 )
-def test_what_cannot_be_audited_is_one_line(small, tmp_path, monkeypatch, capsys, changes, arguments, says):
+def test_what_cannot_be_audited_is_one_line(small, tmp_path, command_line, changes, arguments, says):
     federate(small(rounds=1, local_steps=1, **changes))
-    code, out, err = command_line(monkeypatch, capsys, "audit", tmp_path / "run", *arguments)
+    code, out, err = command_line("audit", tmp_path / "run", *arguments)
     assert (code, out) == (2, "")
     assert err.splitlines()[-1].startswith("error: ")
     assert says in err.splitlines()[-1]
 
 
-def test_a_folder_without_a_run_is_refused(tmp_path, monkeypatch, capsys):
-    code, _, err = command_line(monkeypatch, capsys, "audit", tmp_path)
+def test_a_folder_without_a_run_is_refused(tmp_path, command_line):
+    code, _, err = command_line("audit", tmp_path)
     assert code == 2
     assert "holds no run" in err or "holds no whole checkpoint" in err

@@ -1,3 +1,6 @@
+import gc
+import time
+
 import pytest
 import ray
 import torch
@@ -48,6 +51,33 @@ def test_a_record_is_stored_once_however_many_orders_carry_it_and_another_apart(
     for _ in range(3):
         ray.get(client.receive.remote(RecordDict({"peer-1": record})))
     assert _lend(record) == _lend(record) != _lend(other)
+
+
+def test_nothing_is_kept_in_the_store_once_its_orders_are_done(store):
+    """Orders of fresh records, of one that was lent before, and of both: none leaves a reference behind."""
+    client, lent = Client.remote(), pack_network(NETWORK)
+    held = set()
+    for records in ([pack_network(NETWORK) for _ in range(3)], [lent], [lent, pack_network(NETWORK)]):
+        order = RecordDict({f"peer-{number}": record for number, record in enumerate(records, 1)})
+        ray.get(client.receive.remote(order))
+        held |= {_lend(record).hex() for record in records}
+    kept = _lend(lent).hex()
+    del records, order
+    assert left_of(held, expected={kept}) == {kept}
+    del lent
+    assert left_of(held, expected=set()) == set()
+
+
+def left_of(held, expected):
+    """Those of the ids `held` that this process keeps in Ray's store; given time to become those expected."""
+    worker = ray._private.worker.global_worker.core_worker
+    deadline = time.monotonic() + 20
+    while True:
+        gc.collect()
+        left = held & {key.decode() for key in worker.get_all_reference_counts()}
+        if left == expected or time.monotonic() > deadline:
+            return left
+        time.sleep(0.1)
 
 
 def test_a_record_stays_whole_where_it_is_lent_from(store):

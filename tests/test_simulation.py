@@ -145,15 +145,16 @@ def test_a_simulation_in_which_nobody_gets_through_says_so_and_fails(tmp_path):
         (["dance"], "No such command 'dance'"),
     ],
 )
-def test_bad_input_is_one_line_and_exit_code_2(tmp_path, arguments, says):
+def test_bad_input_is_one_line_and_exit_code_2(tmp_path, monkeypatch, command_line, arguments, says):
     if arguments[-2:] == ["-s", "device=cuda"] and torch.cuda.is_available():
         arguments, says = ["simulate", "digits", "-s", "device=tpu"], "setting device"
-    result = fedmutual(*arguments, cwd=tmp_path)
-    assert result.returncode == 2, result.stderr
-    assert result.stdout == ""
-    assert len(result.stderr.strip().splitlines()) == 1
-    assert result.stderr.startswith("error: ")
-    assert says in result.stderr
+    monkeypatch.chdir(tmp_path)
+    code, out, err = command_line(*arguments)
+    assert code == 2, err
+    assert out == ""
+    assert len(err.strip().splitlines()) == 1
+    assert err.startswith("error: ")
+    assert says in err
     assert not list(tmp_path.rglob("config.toml")), "nothing was started"
 
 

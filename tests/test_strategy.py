@@ -18,7 +18,7 @@ from fedmutual.learning.peers import draw_peers
 from server.app import prepare, serve
 from server.journal import checkpoint_path, read_history
 from server.roster import RunFailed
-from server.strategy import DEATHS
+from server.strategy import DEATHS, SIMULATED_DEATHS
 from simulations.results import read_networks
 
 
@@ -348,8 +348,10 @@ def test_a_full_disk_stops_the_run_in_one_line_and_costs_no_round(small, tmp_pat
     assert lines == [(round_, y) for round_ in range(1, 5) for y in range(10)]
 
 
-@pytest.mark.parametrize("code", DEATHS)
-def test_a_client_whose_process_dies_gets_its_order_again_and_the_round_counts_once(small, tmp_path, code):
+@pytest.mark.parametrize(
+    ("code", "told"), [*((code, {}) for code in DEATHS), *((code, {"num-partitions": 10}) for code in SIMULATED_DEATHS)]
+)
+def test_a_client_whose_process_dies_gets_its_order_again_and_the_round_counts_once(small, tmp_path, code, told):
     """It dies after it has saved: Flower replies for it, and it answers the new order from its store."""
     expected = networks(federate(small(rounds=3, out=str(tmp_path / "b"), store=str(tmp_path / "c"))))
     deaths = []
@@ -360,8 +362,10 @@ def test_a_client_whose_process_dies_gets_its_order_again_and_the_round_counts_o
             return Message(Error(code, "in Flower's words"), reply_to=order)
         return reply
 
-    config = small(rounds=3)
-    assert_same(networks(federate(config, LocalGrid(range(10), die))), expected)
+    config, grid = small(rounds=3), LocalGrid([], die)
+    for y in range(10):
+        grid.join(y, **told)
+    assert_same(networks(federate(config, grid)), expected)
     assert {line["status"] for line in read_history(Path(config.out))} == {"ok"}
     assert [line["step"] for line in read_history(Path(config.out))] == [3] * 10 + [6] * 10 + [9] * 10
 
