@@ -462,7 +462,7 @@ def doctor(
 
 @app.command()
 def soak(
-    rounds: Annotated[int, typer.Option(min=10, help="Rounds of ten clients; 500 take ten minutes.")] = 500,
+    rounds: Annotated[int, typer.Option(min=10, help="Rounds of ten clients; 500 take twelve minutes.")] = 500,
     cpus: Annotated[int, typer.Option(min=0, help="Clients that train at once; 0: one for each core.")] = 0,
     out: Annotated[Path | None, typer.Option(help="A new folder; by default runs/soak-TIME.")] = None,
     as_json: AsJson = False,

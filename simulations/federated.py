@@ -15,8 +15,8 @@ os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
 os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-# Ray would give its processes niceness 15, and a browser or a test beside a simulation then made its rounds ten times
-# as long; to have it yield, start the whole command with nice.
+# Ray would give its processes niceness 15, and two busy processes beside a simulation then made a round of 37 s take
+# 447 s; to have it yield, start the whole command with nice.
 os.environ.setdefault("RAY_worker_niceness", "0")
 
 import torch

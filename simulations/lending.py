@@ -5,7 +5,6 @@ made of ten networks in a round, all of them by the server's process, and each c
 the networks that it makes of them.
 """
 
-import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -23,10 +22,9 @@ Lent = dict[str, tuple[str, tuple[int, ...], str, np.ndarray]]
 """A record in the store, {name: (dtype, shape, encoding, bytes)}: NumPy's arrays are read there without a copy."""
 
 _REFERENCE = "_lent_as"
-_putting = threading.Lock()
 _putter = ThreadPoolExecutor(1, "lending")
-"""Puts records into the store: Ray keeps notes of what it pickles by thread, and after a put in the midst of an order
-it would hold the references of that order for ever."""
+"""Puts records into the store, one at a time. Ray keeps notes of what it pickles by thread: after a put in the midst of
+an order it would hold the references of that order for ever."""
 
 
 def lend_records() -> None:
@@ -47,10 +45,13 @@ def lend_records() -> None:
 
 def _lend(record: ArrayRecord) -> "ray.ObjectRef[Lent]":
     """What stands for `record` in an order. The store holds it for as long as the record, an order or a client does."""
-    with _putting:  # Flower pickles several orders at once
-        if _REFERENCE not in vars(record):
-            lent = {name: (a.dtype, a.shape, a.stype, np.frombuffer(a.data, np.uint8)) for name, a in record.items()}
-            vars(record)[_REFERENCE] = _putter.submit(ray.put, lent).result()
+    return _putter.submit(_put, record).result()
+
+
+def _put(record: ArrayRecord) -> "ray.ObjectRef[Lent]":
+    if _REFERENCE not in vars(record):
+        lent = {name: (a.dtype, a.shape, a.stype, np.frombuffer(a.data, np.uint8)) for name, a in record.items()}
+        vars(record)[_REFERENCE] = ray.put(lent)
     return vars(record)[_REFERENCE]
 
 

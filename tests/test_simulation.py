@@ -158,6 +158,23 @@ def test_bad_input_is_one_line_and_exit_code_2(tmp_path, monkeypatch, command_li
     assert not list(tmp_path.rglob("config.toml")), "nothing was started"
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["simulate", "digits", "-s", "head-count=5000"],
+        ["compare", "digits", "--seeds", "0"],
+        ["extractor", "gaussians-overlap"],
+        ["game", "chess"],
+    ],
+)
+def test_a_fresh_process_says_no_more_than_its_error_either(tmp_path, arguments):
+    """Whatever it imports on the way warns of nothing."""
+    result = fedmutual(*arguments, cwd=tmp_path)
+    assert (result.returncode, result.stdout) == (2, "")
+    assert len(result.stderr.strip().splitlines()) == 1
+    assert result.stderr.startswith("error: ")
+
+
 def test_lists_are_for_people_and_for_scripts():
     for command, key in (("presets", "preset"), ("settings", "setting")):
         rows = json.loads(fedmutual(command, "--json").stdout)["rows"]
