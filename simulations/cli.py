@@ -22,7 +22,7 @@ from fedmutual.config import RunConfig, UserError, parse_assignments, read_setti
 PRESETS = Path(__file__).parent / "presets"
 
 WIDE = 132
-"""Characters that the table of a comparison needs."""
+"""Characters that the widest table needs."""
 
 app = typer.Typer(
     add_completion=False,
@@ -360,11 +360,11 @@ def _print_bench(rows: list[dict[str, Any]]) -> None:
         "ratio": ("ratio", "{:.2f}"),
         "images_per_second": ("images/s", "{:.4g}"),
         "share_of_peak": ("of peak", "{:.0%}"),
-        "memory": ("GPU bytes", "{:d}"),
+        "memory": ("GPU bytes", "{:,d}"),
         "client_seconds": ("a client", "{:.3g}"),
-        "bytes_down": ("bytes down", "{:.0f}"),
-        "bytes_up": ("bytes up", "{:.0f}"),
-        "run_gigabytes": ("GB a run", "{:.3g}"),
+        "bytes_down": ("bytes down", "{:,.0f}"),
+        "bytes_up": ("bytes up", "{:,.0f}"),
+        "run_gigabytes": ("GB a run", "{:,.2f}"),
     }
     columns = {key: style for key, style in shown.items() if rows[0].get(key) is not None}
     titles = [title for title, _ in columns.values()]
@@ -372,7 +372,7 @@ def _print_bench(rows: list[dict[str, Any]]) -> None:
     for row in rows:
         cells = [style.format(row[key]) for key, (_, style) in columns.items()]
         table.add_row(row["network"], str(row["batch"]), str(row["peers"]), *cells)
-    Console().print(table)
+    _print_wide(table)
 
 
 @app.command()
@@ -552,8 +552,7 @@ def _report(runs: list[Path], out: Path, as_json: bool) -> None:
     if arms < 3:
         print_metrics(rows)
     if arms > 2 or (arms > 1 and any(row["seeds"] > 1 for row in rows)):
-        # Its columns are numbers with their intervals, which a narrow terminal may fold and a table may not.
-        Console(width=max(Console().width, WIDE)).print(comparison_table(rows))
+        _print_wide(comparison_table(rows))
     print(f"report: {page}")
 
 
@@ -582,6 +581,11 @@ def print_rows(rows: list[dict[str, Any]]) -> None:
     for row in rows:
         table.add_row(*(f"{value:.3g}" if isinstance(value, float) else str(value) for value in row.values()))
     Console().print(table)
+
+
+def _print_wide(table: Table) -> None:
+    """Its columns are numbers, which a narrow terminal may fold and a table may not."""
+    Console(width=max(Console().width, WIDE)).print(table)
 
 
 def _print_json(rows: list[dict[str, Any]]) -> None:

@@ -2,7 +2,7 @@ import pytest
 from conftest import SMALL
 
 from fedmutual.config import RunConfig, UserError
-from simulations import bench
+from simulations import bench, cli
 
 TINY_UNET = {"network": "unet", "width": 8, "depth": 1, "multipliers": "1,2", "attention": "4"}
 
@@ -69,3 +69,16 @@ def test_rounds_and_their_scaling_are_those_of_real_simulations(quick):
 def test_what_cannot_be_timed_is_refused(parts, settings, says):
     with pytest.raises(UserError, match=says):
         bench.bench([RunConfig.of(SMALL, settings)], parts)
+
+
+def test_a_narrow_terminal_cuts_no_column_off(monkeypatch, capsys):
+    row = {"name": "scaling", "network": "mlp", "batch": 32, "peers": 4, "classes": 20, "seconds": 4.311}
+    row |= {"bare_seconds": 3.714, "ratio": 1.16, "client_seconds": 0.431, "bytes_down": 1286692.5, "bytes_up": 421673}
+    monkeypatch.setenv("COLUMNS", "60")
+    monkeypatch.setattr(bench, "bench", lambda *_: [row])
+    cli.bench(["scaling"])
+    lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+    assert lines == [
+        "scaling batch peers classes seconds bare ratio a client bytes down bytes up",
+        "mlp 32 4 20 4.311 3.714 1.16 0.431 1,286,692 421,673",
+    ]
