@@ -4,8 +4,6 @@ import itertools
 import json
 import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
@@ -14,10 +12,10 @@ from typing import Annotated, Any
 import click
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
 from fedmutual.config import RunConfig, UserError, parse_assignments, read_settings
+from simulations.progress import progress
 
 PRESETS = Path(__file__).parent / "presets"
 
@@ -590,18 +588,3 @@ def _print_wide(table: Table) -> None:
 
 def _print_json(rows: list[dict[str, Any]]) -> None:
     print(json.dumps({"rows": rows}))
-
-
-@contextmanager
-def progress(what: str, total: int, unit: str) -> Iterator[Any]:
-    """A bar on stderr if that is a terminal; yields a function that takes how many of `total` are done."""
-    columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn(unit)]
-    columns += [TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn()]
-    console = Console(stderr=True)
-    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
-        task = bar.add_task(what, total=total)
-        try:
-            yield lambda done: bar.update(task, completed=done)
-        except BaseException:
-            bar.live.transient = True  # an error is one line, without half a bar before it
-            raise

@@ -16,8 +16,8 @@ from rich.table import Table
 
 from fedmutual.config import UserError
 from server.journal import read_history
-from simulations.cli import progress
 from simulations.deployment import Deployment, DeploymentFailed
+from simulations.progress import progress
 
 IMAGES = {0: 120, 1: 60, 2: 25}
 """Images in each hospital's folder, by class: a common, an uncommon and a rare disease."""

@@ -2,10 +2,9 @@
 
 import json
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,6 @@ import numpy as np
 import torch
 from jinja2 import Environment, FileSystemLoader
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from fedmutual.config import UserError
@@ -31,6 +29,7 @@ from simulations.game_dynamics import (
 )
 from simulations.game_figures import Picture
 from simulations.game_world import World
+from simulations.progress import progress
 
 Row = dict[str, Any]
 DYNAMICS_SEEDS = 20
@@ -68,9 +67,12 @@ def run(name: str, seeds: int | None, settings: Settings, out: Path | None) -> R
 
 def _play(name: str, found: Preset, seeds: list[int], settings: Settings, figures: bool) -> Report:
     results = {}
-    with progress(found, seeds) as done:
-        for case in found.cases:
-            results[case.label] = (case, measure(case, found.metric, seeds[: case.most_seeds], settings, done))
+    games = [min(len(seeds), case.most_seeds) for case in found.cases]
+    with progress("playing", sum(games), "games") as advance:
+        for case, before in zip(found.cases, accumulate([0, *games[:-1]]), strict=True):
+            played = seeds[: case.most_seeds]
+            measured = measure(case, found.metric, played, settings, lambda n, before=before: advance(before + n))
+            results[case.label] = (case, measured)
     rows = [row for case, measured in results.values() for row in rows_of(name, found, case, measured)]
     claims, pictures = _claims(name, found, results), []
     if name == "phase":
@@ -236,16 +238,6 @@ def _finite(rows: list[Row]) -> list[Row]:
         {key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in row.items()}
         for row in rows
     ]
-
-
-@contextmanager
-def progress(found: Preset, seeds: list[int]) -> Iterator[Any]:
-    """A bar on stderr over all games of all cases."""
-    columns = [TextColumn("playing"), BarColumn(), MofNCompleteColumn(), TextColumn("games"), TimeElapsedColumn()]
-    total = sum(min(len(seeds), case.most_seeds) for case in found.cases)
-    with Progress(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task("", total=total)
-        yield lambda count: bar.advance(task, count)
 
 
 def command(name: str, seeds: int | None, settings: list[str], out: Path | None, as_json: bool) -> None:

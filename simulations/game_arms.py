@@ -59,7 +59,7 @@ def measure(case: Case, metric: str, seeds: list[int], settings: Settings, done:
     for first in range(0, len(seeds), CHUNK):
         chunk = seeds[first : first + CHUNK]
         parts.append(_measure_chunk(draw(case, chunk, settings), case, metric, settings))
-        done(len(chunk))
+        done(first + len(chunk))
     return Measured(
         {key: torch.cat([part.values[key] for part in parts]) for key in parts[0].values},
         {key: torch.cat([part.betas[key] for part in parts]) for key in parts[0].betas},
