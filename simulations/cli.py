@@ -570,7 +570,7 @@ def print_metrics(rows: list[dict[str, Any]]) -> None:
     for y, name in shown.items():
         cells = [values.get((arm, metric, y)) for metric in metrics for arm in arms]
         table.add_row(name, str(counts.get(y, "")), *("" if value is None else f"{value:.3g}" for value in cells))
-    Console().print(table)
+    _print_wide(table)
 
 
 def print_rows(rows: list[dict[str, Any]]) -> None:
