@@ -92,7 +92,9 @@ class RunConfig(BaseModel):
     network: Literal["mlp", "random-features", "unet", *UNETS] = Field(
         "mlp", description="the score network; unet: of the size that width, depth, multipliers and attention say"
     )
-    parametrisation: Literal["noise", "score"] = Field("noise", description="what the network puts out")
+    parametrisation: Literal["noise", "score", "velocity"] = Field(
+        "noise", description="what the network puts out; velocity: alpha noise - sigma x_0"
+    )
     width: Positive = Field(192, description="units of the MLP, features, or the U-Net's base channels")
     depth: Positive = Field(3, description="layers of the MLP, or the U-Net's residual blocks a level")
     multipliers: Integers = Field("1,2,2,2", description="the U-Net's channels a level, times width")

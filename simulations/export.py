@@ -45,6 +45,9 @@ near copies before you do (`fedmutual evaluate`: memorisation).
 {settings}```
 """
 
+PREDICTION = {"noise": "epsilon", "velocity": "v_prediction"}
+"""What diffusers calls that which a network puts out."""
+
 
 def export(run: Path, name: str, folder: Path, which: str = "last") -> None:
     """Write class `name`'s network (its name or its number) of the run's checkpoint `which` into the new `folder`.
@@ -56,8 +59,9 @@ def export(run: Path, name: str, folder: Path, which: str = "last") -> None:
         UserError: a network or process that is not diffusers' DDPM, no such class, or a folder that holds something.
     """
     config, facts = run_config(run), json.loads((run / "run.json").read_text())
-    for setting, needed in (("process", "ddpm"), ("parametrisation", "noise")):
-        if (value := getattr(config, setting)) != needed:
+    for setting, known in (("process", ("ddpm",)), ("parametrisation", tuple(PREDICTION))):
+        if (value := getattr(config, setting)) not in known:
+            needed = " or ".join(known)
             raise UserError(f"diffusers' DDPMPipeline needs {setting} = {needed}, and this run has {setting} = {value}")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder} is there already: name a new folder")
@@ -84,6 +88,7 @@ def export(run: Path, name: str, folder: Path, which: str = "last") -> None:
         num_train_timesteps=len(process),
         trained_betas=betas(process).tolist(),
         clip_sample=config.clip_samples,
+        prediction_type=PREDICTION[config.parametrisation],
         timestep_spacing="linspace",  # as fedmutual.diffusion.sampling spreads its steps
     )
     partial = folder.with_name(f".{folder.name}.partial")  # so that a folder of that name is always a whole one

@@ -223,7 +223,10 @@ def test_weight_decay_shrinks_and_none_is_plain_adam(small, data):
     assert norms[0] > norms[1] > norms[2]
 
 
-@pytest.mark.parametrize("settings", [{}, {"parametrisation": "score"}, {"process": "ou"}], ids=str)
+OUTPUTS = [{"parametrisation": name} for name in ("noise", "score", "velocity")]
+
+
+@pytest.mark.parametrize("settings", [*OUTPUTS, {"process": "ou"}], ids=str)
 def test_memory_gives_back_its_training_samples(small, data, settings):
     config = small(**settings)
     known = memory.memory(config, data).networks[9]["samples"]

@@ -58,11 +58,24 @@ def test_the_network_puts_out_what_ours_does(run, pipeline):
 
 @pytest.mark.parametrize("steps", [25, 8])
 def test_the_pipeline_draws_our_samples_from_the_same_noise(run, pipeline, steps):
-    images = pipeline[0](
+    assert_same_samples(run, pipeline[0], "noise", steps)
+
+
+def test_a_network_of_velocities_is_exported_as_such(run, tmp_path):
+    shutil.copytree(run.out, tmp_path / "run")
+    (tmp_path / "run" / "config.toml").write_text(write_settings(run.settings() | {"parametrisation": "velocity"}))
+    export(tmp_path / "run", "7", tmp_path / "seven")
+    loaded = DDPMPipeline.from_pretrained(tmp_path / "seven")
+    loaded.set_progress_bar_config(disable=True)
+    assert_same_samples(run, loaded, "velocity", 25)
+
+
+def assert_same_samples(run, pipeline, parametrisation, steps):
+    images = pipeline(
         batch_size=5, generator=torch.Generator().manual_seed(1), num_inference_steps=steps, output_type="np"
     ).images
     draw = torch.Generator().manual_seed(1)
-    options = {"parametrisation": "noise", "sampler": "ddpm", "steps": steps, "clip": True}
+    options = {"parametrisation": parametrisation, "sampler": "ddpm", "steps": steps, "clip": True}
     ours = sample(own(run), make_process(run), (1, 8, 8), 5, draw, **options)
     expected = (ours / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).numpy()
     np.testing.assert_allclose(images, expected, atol=1e-4)
@@ -105,7 +118,7 @@ def test_what_diffusers_cannot_run_is_refused(run, tmp_path):
         export(Path(run.out), "9", tmp_path / "new")
     for changes, says in [
         ({"process": "ou"}, "needs process = ddpm"),
-        ({"parametrisation": "score"}, "needs parametrisation = noise"),
+        ({"parametrisation": "score"}, "needs parametrisation = noise or velocity"),
     ]:
         copy = tmp_path / next(iter(changes))
         shutil.copytree(run.out, copy)

@@ -60,19 +60,30 @@ def test_no_gradient_flows_into_the_peers():
     assert output.grad is not None
 
 
-def test_score_and_noise_targets_are_one_target():
-    """eps = -sigma s, so lambda on the noise is lambda sigma² on the score."""
-    noise, sigma, output = torch.randn(5, 3), torch.rand(5, 1) + 0.1, torch.randn(5, 3)
-    by_noise = denoising_loss(output, denoising_target("noise", noise, sigma), torch.ones(5))
-    by_score = denoising_loss(-output / sigma, denoising_target("score", noise, sigma), sigma[:, 0] ** 2)
-    torch.testing.assert_close(by_noise, by_score)
+def test_score_noise_and_velocity_targets_are_one_target():
+    """eps = -sigma s = sigma x + alpha v, so lambda on the noise is lambda sigma² on the score, alpha² on v."""
+    x0, noise, output = torch.randn(3, 5, 3, dtype=torch.float64)
+    sigma = torch.rand(5, 1, dtype=torch.float64) * 0.8 + 0.1
+    alpha = (1 - sigma**2).sqrt()
+    x = alpha * x0 + sigma * noise
+
+    def loss(parametrisation, estimate, weight):
+        target = denoising_target(parametrisation, x0, noise, alpha, sigma)
+        return denoising_loss(estimate, target, weight.expand(5, 1)[:, 0])
+
+    by_noise = loss("noise", output, torch.ones(1))
+    torch.testing.assert_close(loss("score", -output / sigma, sigma**2), by_noise)
+    torch.testing.assert_close(loss("velocity", (output - sigma * x) / alpha, alpha**2), by_noise)
 
 
-@pytest.mark.parametrize(("optimizer", "peers_per_step"), [("adam", 0), ("sgd", 0), ("adam", 1)])
-def test_steps_are_those_of_a_plain_loop(data, optimizer, peers_per_step):
+@pytest.mark.parametrize(
+    ("optimizer", "peers_per_step", "parametrisation"),
+    [("adam", 0, "noise"), ("sgd", 0, "noise"), ("adam", 1, "noise"), ("adam", 0, "velocity")],
+)
+def test_steps_are_those_of_a_plain_loop(data, optimizer, peers_per_step, parametrisation):
     """The same draws through a loop as one would write it: per-step peers, torch's own clip, average and optimiser."""
     settings = config(optimizer=optimizer, beta=0.7, beta_rule="constant", warmup=4, clip=0.3, ema=0.9, dtype="float64")
-    settings = settings.but(peers_per_step=peers_per_step)
+    settings = settings.but(peers_per_step=peers_per_step, parametrisation=parametrisation)
     data, process, peers = data.double(), make_process(settings), peers_of(settings)
     player = player_of(settings)
     network = copy.deepcopy(player.network)
@@ -92,14 +103,16 @@ def test_steps_are_those_of_a_plain_loop(data, optimizer, peers_per_step):
     for step in range(6):
         rows = slice(8 * step, 8 * step + 8)
         j, xi = index[rows], noise[rows]
-        x = expand(process.alpha[j], xi) * x0[rows] + expand(process.sigma[j], xi) * xi
+        alpha, sigma = expand(process.alpha[j], xi), expand(process.sigma[j], xi)
+        x = alpha * x0[rows] + sigma * xi
+        target = xi if parametrisation == "noise" else alpha * xi - sigma * x0[rows]
         t = process.times[j]
         output = network(x, t)
         if peers_per_step:
             mean = peers.networks[int(points[step] >= 0.25)](x, t)
         else:
             mean = 0.25 * peers.networks[0](x, t) + 0.75 * peers.networks[1](x, t)
-        own = (output - xi).square().mean((1, 2, 3)).mean()
+        own = (output - target).square().mean((1, 2, 3)).mean()
         pull = ((t / 25) * (output - mean).square().mean((1, 2, 3))).mean()
         stepper.zero_grad()
         (own + 0.7 * pull).backward()

@@ -20,7 +20,9 @@ class Exact(nn.Module):
         index = int((self.process.times - t[0]).abs().argmin())
         alpha, sigma = self.process.alpha[index], self.process.sigma[index]
         score = self.mixture.diffused(alpha, sigma).score(x)
-        return score if self.parametrisation == "score" else -sigma * score
+        noise = -sigma * score
+        velocity = (noise - sigma * x) / alpha
+        return {"score": score, "noise": noise, "velocity": velocity}[self.parametrisation]
 
 
 def draw(mixture, process, sampler, count=20_000, parametrisation="noise", **options):
@@ -41,12 +43,13 @@ def test_samplers_recover_a_mixture_from_its_exact_score(sampler, process):
     assert (x.abs() < 0.5).double().mean() == pytest.approx(0.06060, abs=0.015)  # between the modes
 
 
-def test_score_and_noise_parametrisation_are_the_same_sampler():
+@pytest.mark.parametrize("parametrisation", ["score", "velocity"])
+def test_what_a_network_puts_out_is_the_same_sampler(parametrisation):
     head, _ = MIXTURES["overlap"]()
     process = ddpm(50)
     by_noise = draw(head, process, "ddpm", 50)
-    by_score = draw(head, process, "ddpm", 50, parametrisation="score")
-    torch.testing.assert_close(by_noise, by_score)
+    by_other = draw(head, process, "ddpm", 50, parametrisation=parametrisation)
+    torch.testing.assert_close(by_noise, by_other)
 
 
 def test_exponential_integrator_is_the_papers_update():

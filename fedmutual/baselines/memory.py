@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from fedmutual.baselines import Data, OnRound, Trained, ignore
 from fedmutual.config import RunConfig
 from fedmutual.learning.igd import make_process
+from fedmutual.learning.objective import denoising_target
 
 
 class Memory(nn.Module):
@@ -13,7 +14,7 @@ class Memory(nn.Module):
 
     x_0(x, t) = sum_i w_i x_i, w = softmax_i( -||x - alpha x_i||² / (2 sigma²) )
 
-    (x: [batch, *dims], t: [batch]) -> the noise (x - alpha x_0) / sigma, or the score, [batch, *dims].
+    (x: [batch, *dims], t: [batch]) -> the noise (x - alpha x_0) / sigma, or its score or velocity, [batch, *dims].
     """
 
     def __init__(self, samples: Tensor, config: RunConfig):
@@ -27,9 +28,9 @@ class Memory(nn.Module):
         known, rows = self.samples.flatten(1), x.flatten(1)
         # ||x||² is the same for all samples and drops out of the softmax.
         closeness = (alpha * rows @ known.T - alpha.square() * known.square().sum(1) / 2) / sigma.square()
-        noise = (rows - alpha * (closeness.softmax(1) @ known)) / sigma
-        output = noise if self.parametrisation == "noise" else -noise / sigma
-        return output.view_as(x)
+        x0 = closeness.softmax(1) @ known
+        noise = (rows - alpha * x0) / sigma
+        return denoising_target(self.parametrisation, x0, noise, alpha, sigma).view_as(x)
 
 
 def memory(config: RunConfig, data: Data, on_round: OnRound = ignore) -> Trained:

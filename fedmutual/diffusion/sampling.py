@@ -19,12 +19,18 @@ ROWS = 2**20
 
 
 def noise_predictor(network: torch.nn.Module, process: Process, parametrisation: str, clip: bool) -> Predict:
-    """The network's output as noise, eps = -sigma s for a score network, made consistent with the clipped x_0."""
+    """The network's output as noise: eps = -sigma s for a score network, sigma x + alpha v for one of velocities.
+
+    With `clip` made consistent with the clipped x_0.
+    """
 
     def predict(x: Tensor, index: int) -> Tensor:
         alpha, sigma = process.alpha[index], process.sigma[index]
         output = network(x, process.times[index].expand(len(x)))
-        noise = output if parametrisation == "noise" else -sigma * output
+        if parametrisation == "velocity":
+            noise = sigma * x + alpha * output
+        else:
+            noise = output if parametrisation == "noise" else -sigma * output
         if not clip:
             return noise
         return (x - alpha * ((x - sigma * noise) / alpha).clamp(-1, 1)) / sigma

@@ -164,7 +164,8 @@ def _batch(
 ) -> Batch:
     """The inputs of one or more steps, flat over them: `x0, noise: [rows, *dims]`, `index: [rows]`."""
     x, t = process.noised(x0, index, noise), process.times[index]
-    target = denoising_target(config.parametrisation, noise, expand(process.sigma[index], noise))
+    alpha, sigma = expand(process.alpha[index], x0), expand(process.sigma[index], x0)
+    target = denoising_target(config.parametrisation, x0, noise, alpha, sigma)
     denoising, mutual = (process.weight(name)[index] for name in (config.lambda_weight, config.omega_weight))
     mean = peers.mean(x, t, config.autocast == "bfloat16")
     return Batch(x, t, target, mean, denoising, mutual)

@@ -8,8 +8,14 @@ in both terms and moves no minimiser.
 from torch import Tensor
 
 
-def denoising_target(parametrisation: str, noise: Tensor, sigma: Tensor) -> Tensor:
-    """What the network should put out for x_t = alpha x_0 + sigma xi: the noise xi, or the score -xi / sigma."""
+def denoising_target(parametrisation: str, x0: Tensor, noise: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+    """What the network should put out for x_t = alpha x_0 + sigma xi.
+
+    The noise xi, the score -xi / sigma, or the velocity alpha xi - sigma x_0 (Salimans and Ho 2022), of which an
+    error e is one of sigma e in x_0 and alpha e in xi: where nearly all is noise, xi is x_t but for little.
+    """
+    if parametrisation == "velocity":
+        return alpha * noise - sigma * x0
     return noise if parametrisation == "noise" else -noise / sigma
 
 

@@ -1,6 +1,6 @@
 """Score networks, all of one call shape: (x: [batch, *dims], t: [batch]) -> [batch, *dims].
 
-`t` is in the process's own unit. Whether the output is the score or the noise is the run's setting
+`t` is in the process's own unit. What the output is, noise, score or velocity, is the run's setting
 `parametrisation`; a network does not know.
 """
 
