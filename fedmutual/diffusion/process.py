@@ -62,8 +62,8 @@ WEIGHTS = {
     "sigma": lambda process: process.sigma,
 }
 """lambda(t) and omega(t) by name: 1; t/T in [0, 1]; e^tau with tau the OU time, that is 1/alpha; the
-signal-to-noise ratio alpha²/sigma²; sigma. They weigh the squared error of what the network puts out (score
-or noise), so weight w on noise is weight w sigma² on the score, and w alpha² on the velocity."""
+signal-to-noise ratio alpha²/sigma²; sigma. They weigh the squared error of what the network puts out (noise,
+score or velocity), so weight w on noise is weight w sigma² on the score, and w alpha² on the velocity."""
 
 
 def ornstein_uhlenbeck(horizon: float = 2.0, stop: float = 1e-3, steps: int = 50) -> Process:
