@@ -18,12 +18,18 @@ from flwr.clientapp import ClientApp
 from flwr.common.logger import log
 from torch import nn
 
-from client.peers import LoadedPeers
+from client.loaded_peers import LoadedPeers
 from client.store import Busy, LostState, Numbers, StaleRound, Store
 from fedmutual.checkpoint import Unwritable
-from fedmutual.config import RunConfig, UserError
-from fedmutual.data.sources import ClassData, load_class, num_classes
-from fedmutual.learning.igd import Diverged, Peers, Player, held_out_loss, local_steps, make_process
+from fedmutual.config import RunConfig
+from fedmutual.data.source import ClassData, load_class, num_classes
+from fedmutual.device import pick_device
+from fedmutual.diffusion.choose import make_process
+from fedmutual.errors import UserError
+from fedmutual.learning.held_out import held_out_loss
+from fedmutual.learning.igd import Diverged, local_steps
+from fedmutual.learning.peers import Peers
+from fedmutual.learning.player import Player
 from fedmutual.networks import build
 from fedmutual.records import Network, Rejected, check_values, norm_limit, pack_network, pack_numbers, unpack_order
 
@@ -136,17 +142,6 @@ def node_settings(context: Context) -> dict[str, str]:
 def store_root(config: RunConfig) -> Path:
     """Where this client keeps its state."""
     return Path(config.store).expanduser() if config.store else Path.home() / ".fedmutual" / "clients"
-
-
-def pick_device(config: RunConfig) -> torch.device:
-    """The device of the local steps.
-
-    Raises:
-        UserError: `device = cuda` on a machine without a GPU.
-    """
-    if config.device == "cuda" and not torch.cuda.is_available():
-        raise UserError("device = cuda, and torch sees no GPU here: use device = auto or cpu")
-    return torch.device("cuda" if config.device != "cpu" and torch.cuda.is_available() else "cpu")
 
 
 @lru_cache(maxsize=16)

@@ -12,10 +12,15 @@ from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from torch import nn
 
-from client.app import class_of, node_settings, own_data, pick_device
+from client.app import class_of, node_settings, own_data
 from fedmutual.config import RunConfig
-from fedmutual.data.sources import num_classes
-from fedmutual.learning.igd import Peers, Player, held_out_loss, local_steps, make_process
+from fedmutual.data.source import num_classes
+from fedmutual.device import pick_device
+from fedmutual.diffusion.choose import make_process
+from fedmutual.learning.held_out import held_out_loss
+from fedmutual.learning.igd import local_steps
+from fedmutual.learning.peers import Peers
+from fedmutual.learning.player import Player
 from fedmutual.networks import OfClass, build_conditional
 
 app = ClientApp()

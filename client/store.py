@@ -16,7 +16,7 @@ from typing import TextIO
 from torch import Tensor
 
 from fedmutual.checkpoint import load_newest, save, writing
-from fedmutual.learning.igd import Player
+from fedmutual.learning.player import Player
 
 KEPT = 2
 """States that the server's checkpoints cover; as many as it keeps checkpoints, should its last one be damaged."""

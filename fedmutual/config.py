@@ -5,15 +5,11 @@ and in `flwr run -c`. The defaults are the `digits` federation, but for `local-s
 server of separate machines finds by itself.
 """
 
-import tomllib
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-
-class UserError(ValueError):
-    """Something the user can mend; its text is one line that says what is wrong and what to do."""
+from fedmutual.errors import UserError
 
 
 def _integers(text: str) -> str:
@@ -235,54 +231,3 @@ def _one_line(error: ValidationError) -> str:
     reason = first["msg"].removeprefix("Value error, ")
     reason = reason[:1].lower() + reason[1:]
     return f"setting {key} = {first['input']!r}: {reason}" if key else reason
-
-
-def parse_assignments(assignments: list[str]) -> dict[str, Any]:
-    """`["beta=0.1", "data=digits"]` as settings; values are TOML, a bare word is a string.
-
-    Raises:
-        UserError: one that is not key=value.
-    """
-    settings = {}
-    for assignment in assignments:
-        key, sign, value = assignment.partition("=")
-        if not sign or not key.strip():
-            raise UserError(f"{assignment!r} is not of the form key=value, such as beta=0.1")
-        settings[key.strip()] = _scalar(value.strip())
-    return settings
-
-
-def _scalar(text: str) -> bool | int | float | str:
-    try:
-        value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        return text
-    return value if isinstance(value, bool | int | float | str) else text
-
-
-def read_settings(path: Path) -> dict[str, Any]:
-    """The settings in a TOML file: a preset, or the `config.toml` of a run.
-
-    Raises:
-        UserError: no such file, or not TOML.
-    """
-    try:
-        return tomllib.loads(path.read_text())
-    except FileNotFoundError:
-        raise UserError(f"{path} is missing") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not valid TOML: {error}") from None
-
-
-def write_settings(settings: dict[str, Any]) -> str:
-    """Flat settings as TOML text; the inverse of `read_settings`."""
-
-    def literal(value: Any) -> str:
-        if isinstance(value, bool):
-            return str(value).lower()
-        if isinstance(value, str):
-            escaped = value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
-            return f'"{escaped}"'
-        return repr(value)
-
-    return "".join(f"{key} = {literal(value)}\n" for key, value in settings.items())

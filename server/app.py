@@ -11,8 +11,9 @@ from flwr.serverapp import Grid, ServerApp
 from flwr.superlink.grid import HttpGrid
 
 from fedmutual.checkpoint import Unwritable
-from fedmutual.config import RunConfig, UserError
-from fedmutual.data.sources import num_classes, sample_shape
+from fedmutual.config import RunConfig
+from fedmutual.data.source import num_classes, sample_shape
+from fedmutual.errors import UserError
 from server.bank import Bank
 from server.intake import Intake
 from server.journal import Journal, settled_before

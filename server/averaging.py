@@ -15,11 +15,12 @@ from flwr.serverapp.strategy import FedAvg, FedProx
 from torch import Tensor
 
 from fedmutual.config import RunConfig
-from fedmutual.data.sources import num_classes, sample_shape
+from fedmutual.data.source import num_classes, sample_shape
 from fedmutual.networks import build_conditional
 from fedmutual.records import size_of
+from fedmutual.run_folder import SHARED
 from server.bank import Made, Shelf
-from server.journal import SHARED, Journal
+from server.journal import Journal
 from server.roster import RunFailed, reason_of
 from server.strategy import worst_gradient_norm
 

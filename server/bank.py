@@ -8,7 +8,8 @@ import torch
 from flwr.app import ArrayRecord, RecordDict
 from torch import Tensor
 
-from fedmutual.config import RunConfig, UserError
+from fedmutual.config import RunConfig
+from fedmutual.errors import UserError
 from fedmutual.networks import build
 from fedmutual.records import Network, Rejected, norm_limit, pack_network, unpack_network, unpack_numbers
 from server.intake import ROOM

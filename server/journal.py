@@ -2,21 +2,17 @@
 
 import json
 import os
-import platform
 import secrets
-import sys
-from contextlib import suppress
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from fedmutual.checkpoint import load_newest, save, write_atomic, writing
-from fedmutual.config import RunConfig, UserError, read_settings, write_settings
-from fedmutual.data.sources import class_names
-from fedmutual.records import Network
+from fedmutual.config import RunConfig
+from fedmutual.data.source import class_names
+from fedmutual.errors import UserError
+from fedmutual.run_folder import checkpoint_path, checkpoints, hardware, networks_in, read_history, run_folder, versions
+from fedmutual.settings import read_settings, write_settings
 from server.bank import Bank, Shelf
 
 MAY_CHANGE = {
@@ -127,48 +123,6 @@ class Journal:
         write_atomic(self.folder / "run.json", text.encode())
 
 
-def run_folder(config: RunConfig) -> Path:
-    """`out`, or a new folder named by the time."""
-    if config.out:
-        return Path(config.out).expanduser().resolve()
-    stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
-    return Path.home() / ".fedmutual" / "runs" / f"{config.data}-{stamp}"
-
-
-def checkpoints(folder: Path) -> list[Path]:
-    """The checkpoints of the run in `folder`, oldest first."""
-    return sorted((folder / "checkpoints").glob("round-*.safetensors"))
-
-
-SHARED = "shared"
-"""In a checkpoint's place for a class: the one conditional network of all classes."""
-
-
-def networks_in(tensors: dict[str, torch.Tensor]) -> dict[int | str, Network]:
-    """{class: network} of a checkpoint, whose tensors are named `<class>/<parameter>`; see `SHARED`."""
-    networks: dict[int | str, Network] = {}
-    for name, tensor in tensors.items():
-        place, _, parameter = name.partition("/")
-        networks.setdefault(int(place) if place.isdigit() else place, {})[parameter] = tensor
-    return networks
-
-
-def checkpoint_path(folder: Path, round_: int) -> Path:
-    return folder / "checkpoints" / f"round-{round_:06d}.safetensors"
-
-
-def read_history(folder: Path) -> list[dict[str, Any]]:
-    """The lines of `history.jsonl`; a last line that a kill cut short is left out."""
-    path = folder / "history.jsonl"
-    lines = []
-    for text in path.read_text().splitlines() if path.exists() else []:
-        try:
-            lines.append(json.loads(text))
-        except json.JSONDecodeError:
-            break
-    return lines
-
-
 def settled_before(config: RunConfig) -> RunConfig:
     """`config` with the number of local steps that the run in its folder settled on, if it is to go on with that."""
     path = run_folder(config) / "config.toml"
@@ -187,20 +141,3 @@ def check_resumable(folder: Path, config: RunConfig) -> None:
         raise UserError(f"a resumed run keeps its settings, and {', '.join(changed)} would change: start a new run")
     if now["rounds"] != before["rounds"] and config.schedule == "cosine":
         raise UserError("rounds cannot change under schedule = cosine, whose learning rate ends at 0 with them")
-
-
-def versions() -> dict[str, str]:
-    """Versions of what a result may depend on."""
-    packages = ("fedmutual", "flwr", "ray", "torch", "numpy", "scikit-learn", "diffusers")
-    found = {"python": platform.python_version()}
-    for package in packages:
-        # Flower ships the app's code to a server in a bundle, so fedmutual itself need not be installed there.
-        with suppress(PackageNotFoundError):
-            found[package] = version(package)
-    return found
-
-
-def hardware() -> str:
-    """The server's processor and GPU, in words."""
-    gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
-    return f"{platform.machine()} {sys.platform}, {len(os.sched_getaffinity(0))} CPU cores{gpu}"

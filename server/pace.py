@@ -13,7 +13,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Message
 from flwr.common.logger import log
 from flwr.serverapp import Grid
 
-from fedmutual.config import UserError
+from fedmutual.errors import UserError
 from fedmutual.learning.igd import NO_STEPS
 from fedmutual.records import Rejected, unpack_numbers
 from server.roster import RunFailed, reason_of

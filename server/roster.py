@@ -7,7 +7,7 @@ from flwr.app import Message, MessageType, RecordDict
 from flwr.common.logger import log
 from flwr.serverapp import Grid
 
-from fedmutual.config import UserError
+from fedmutual.errors import UserError
 from fedmutual.records import Rejected, one_line, unpack_hello
 
 GREETINGS = 3

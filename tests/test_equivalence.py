@@ -5,16 +5,19 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import LocalGrid, assert_same, federate, networks
 from flwr.app import Message, MessageType
 
 from fedmutual.baselines.central_igd import central_igd
-from fedmutual.data.sources import ClassData, load_class
-from fedmutual.learning.igd import Peers, Player, local_steps, make_process
+from fedmutual.data.source import ClassData, load_class
+from fedmutual.diffusion.choose import make_process
+from fedmutual.learning.igd import local_steps
 from fedmutual.learning.objective import mutual_loss
+from fedmutual.learning.peers import Peers
+from fedmutual.learning.player import Player
 from fedmutual.networks import build
 from fedmutual.records import HELLO, NUMBERS, OPTIONAL_NUMBERS, ORDER
-from server.journal import read_history
+from fedmutual.run_folder import read_history
+from tests.support.federation import LocalGrid, assert_same, federate, networks
 
 
 @pytest.mark.parametrize("kind", ["mlp", "random-features"])

@@ -4,12 +4,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import assert_same, federate, networks
-from processes import CLIENT, SERVER, federate_under_kills, without_times
 from sklearn.datasets import load_digits
 
-from server.journal import read_history
-from simulations.results import read_networks
+from fedmutual.run_folder import read_history
+from simulations.runs.networks import read_networks
+from tests.support.federation import assert_same, federate, networks
+from tests.support.processes import CLIENT, SERVER, federate_under_kills, without_times
 
 
 @pytest.fixture

@@ -6,8 +6,8 @@ from torch import Tensor, nn
 from fedmutual.baselines import Data, OnRound, Trained, ignore
 from fedmutual.baselines.pooled import train_conditional
 from fedmutual.config import RunConfig
+from fedmutual.learning.batches import Batch
 from fedmutual.learning.conditional import by_sample
-from fedmutual.learning.igd import Batch
 from fedmutual.learning.objective import denoising_loss, mutual_loss
 
 COMMITMENT = 1 / 4

@@ -8,7 +8,11 @@ import time
 from fedmutual.baselines import Rows
 from fedmutual.config import RunConfig
 from fedmutual.data import ClassData
-from fedmutual.learning.igd import Peers, Player, held_out_loss, local_steps, make_process
+from fedmutual.diffusion.choose import make_process
+from fedmutual.learning.held_out import held_out_loss
+from fedmutual.learning.igd import local_steps
+from fedmutual.learning.peers import Peers
+from fedmutual.learning.player import Player
 from fedmutual.networks import build
 
 

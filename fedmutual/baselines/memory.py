@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from fedmutual.baselines import Data, OnRound, Trained, ignore
 from fedmutual.config import RunConfig
-from fedmutual.learning.igd import make_process
+from fedmutual.diffusion.choose import make_process
 from fedmutual.learning.objective import denoising_target
 
 

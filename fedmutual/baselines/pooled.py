@@ -6,8 +6,10 @@ batch, so that as many samples are seen in all; a class is seen as often as it h
 
 from fedmutual.baselines import Data, OnRound, Trained, ignore
 from fedmutual.config import RunConfig
+from fedmutual.diffusion.choose import make_process
 from fedmutual.learning.conditional import Draw, Loss, Pool, by_sample, conditional_steps, denoising
-from fedmutual.learning.igd import Player, held_out_loss, make_process
+from fedmutual.learning.held_out import held_out_loss
+from fedmutual.learning.player import Player
 from fedmutual.networks import OfClass, build_conditional
 
 

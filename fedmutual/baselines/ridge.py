@@ -6,7 +6,8 @@ choice is the plain minimum of the held-out denoising loss over `GRID`; no test 
 
 from fedmutual.baselines import Data, OnRound, Trained, ignore
 from fedmutual.baselines.isolated import held_out, train_alone
-from fedmutual.config import RunConfig, UserError
+from fedmutual.config import RunConfig
+from fedmutual.errors import UserError
 
 GRID = (0.0, 0.1, 0.3, 1.0, 3.0)
 """Weight decays: with a learning rate of 1e-3 that falls to 0 over 4000 steps, the last shrinks a parameter that no

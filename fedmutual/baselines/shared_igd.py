@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from fedmutual.baselines import Data, OnRound, Trained, ignore
 from fedmutual.baselines.pooled import train_conditional
 from fedmutual.config import RunConfig
+from fedmutual.learning.batches import Batch
 from fedmutual.learning.conditional import in_turn
-from fedmutual.learning.igd import Batch, effective_beta
 from fedmutual.learning.objective import denoising_loss, mutual_loss
+from fedmutual.learning.peers import effective_beta
 
 
 def shared_igd(config: RunConfig, data: Data, on_round: OnRound = ignore) -> Trained:

@@ -1,6 +1,6 @@
 """Private long-tailed data: where it comes from and how one class's part is cut."""
 
-from fedmutual.data.sources import (
+from fedmutual.data.source import (
     ClassData,
     class_names,
     load_class,

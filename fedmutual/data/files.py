@@ -10,7 +10,7 @@ from typing import Literal
 
 import numpy as np
 
-from fedmutual.config import UserError
+from fedmutual.errors import UserError
 
 Which = Literal["train", "test"]
 _IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")

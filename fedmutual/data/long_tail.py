@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from fedmutual.config import UserError
+from fedmutual.errors import UserError
 
 
 def counts(

@@ -17,8 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from fedmutual.checkpoint import CheckpointError, load, save
-from fedmutual.config import RunConfig, UserError
-from fedmutual.data.sources import class_names, load_class, load_test, sample_shape, training_counts
+from fedmutual.config import RunConfig
+from fedmutual.data.source import class_names, load_class, load_test, sample_shape, training_counts
+from fedmutual.errors import UserError
 from fedmutual.evaluation.metrics import Array, frechet_distance, inception_score, set_metrics
 from fedmutual.seeds import derive
 

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import log_softmax, logsumexp
 
-from fedmutual.config import UserError
+from fedmutual.errors import UserError
 
 Array = NDArray[np.float64]
 

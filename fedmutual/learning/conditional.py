@@ -9,10 +9,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from fedmutual.config import RunConfig, UserError
+from fedmutual.config import RunConfig
 from fedmutual.diffusion import Process
-from fedmutual.learning.igd import Batch, Peers, Player, Steps, blocks, descend, means, noised
+from fedmutual.errors import UserError
+from fedmutual.learning.batches import Batch, blocks, noised
+from fedmutual.learning.igd import Steps, means
 from fedmutual.learning.objective import denoising_loss
+from fedmutual.learning.peers import Peers
+from fedmutual.learning.player import Player, descend
 from fedmutual.seeds import derive, generator
 
 

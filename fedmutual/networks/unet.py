@@ -6,7 +6,8 @@ import torch
 from diffusers import UNet2DModel
 from torch import Tensor, nn
 
-from fedmutual.config import RunConfig, UserError
+from fedmutual.config import RunConfig
+from fedmutual.errors import UserError
 
 
 class UNet(nn.Module):

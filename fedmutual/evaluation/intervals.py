@@ -1,0 +1,36 @@
+"""Means over seeds with 95 % intervals (Student's t)."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.stats import t as student
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean over seeds and half its 95 % interval, None with one seed."""
+
+    mean: float
+    half: float | None
+    seeds: int
+
+    @classmethod
+    def of(cls, values: Iterable[float]) -> "Estimate | None":
+        """mean ± t_{0.975, n-1} s / sqrt(n) of n values; None without a value."""
+        values = np.fromiter(values, float)
+        count = len(values)
+        if count < 2:
+            return cls(float(values[0]), None, 1) if count else None
+        half = student.ppf(0.975, count - 1) * values.std(ddof=1) / np.sqrt(count)
+        return cls(float(values.mean()), float(half), count)
+
+    @property
+    def by_chance(self) -> bool:
+        """Whether 0 lies within the interval."""
+        return self.half is not None and abs(self.mean) <= self.half
+
+    @property
+    def sign(self) -> int:
+        """-1 or 1 where the interval excludes 0, else 0; 0 too for one seed, which has no interval."""
+        return 0 if self.half is None or self.by_chance else int(np.sign(self.mean))

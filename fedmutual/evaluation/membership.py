@@ -1,0 +1,265 @@
+"""What a peer learns about a class's training samples from the network that it was sent.
+
+The peer, or the server, holds the network and may put to it whatever it likes. Here it also holds candidates: real
+samples of the class, of which some were trained on (members) and some were not (non-members), and gives each a score
+that should be larger for members. Three questions:
+
+    membership by the loss:  is a candidate denoised better than others? (Matsumoto et al., 2023; Carlini et al., 2023)
+    membership by PIA:       the same in two queries, by proximal initialisation (Kong et al., 2024)
+    extraction:              does the network draw the candidate? (Carlini et al., 2023)
+
+What is measured is what these attacks find. A better attack may find more: a score of chance is no proof of privacy.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from scipy.optimize import brentq
+from scipy.spatial.distance import cdist
+from scipy.stats import binomtest, rankdata
+from torch import Tensor
+
+from fedmutual.diffusion.process import Process
+from fedmutual.diffusion.sampling import ROWS, Predict
+from fedmutual.errors import UserError
+
+TIMES = (0.02, 0.05, 0.1, 0.2, 0.4, 0.7, 0.9)
+"""Noise levels that are asked about, as shares of T."""
+
+LOW_NOISE = 0.2
+"""The combined loss is that of the times up to here, where membership shows.
+
+Settled, like `PIA_TIME`, on digits with seed 1 and the same for every run: never picked by what it finds in one.
+"""
+
+PIA_TIME = 0.1
+"""The time of PIA that a summary shows; the other times are reported beside it."""
+
+DRAWS = 8
+"""Noise draws for each candidate and time of the loss."""
+
+FALSE_POSITIVES = 0.01
+
+SHUFFLES = 1000
+
+_Z = 1.959964  # the normal quantile of a 95 % interval
+
+
+class Estimate(NamedTuple):
+    """A value and its 95 % interval; nan where too few samples leave it undefined."""
+
+    value: float
+    low: float
+    high: float
+
+
+class Finding(NamedTuple):
+    """One number of an audit. `t`: a share of T, None where times are combined or play no part.
+
+    `queries`: forward passes for each candidate; for extraction, samples drawn in all.
+    """
+
+    attack: str
+    t: float | None
+    metric: str
+    estimate: Estimate
+    queries: int
+
+
+UNDEFINED = Estimate(math.nan, math.nan, math.nan)
+
+
+# Members told from non-members by a score
+
+
+def auc(members: ArrayLike, non_members: ArrayLike) -> Estimate:
+    """P(score of a member > score of a non-member) + P(equal) / 2, the area under the ROC curve.
+
+    The interval is Newcombe's (2006, method 5): all areas from which the observed one is no more than 1.96 standard
+    deviations away, by Hanley and McNeil's variance with both sample sizes replaced by their mean. It stays honest
+    where DeLong's and the bootstrap's shrink to a point, at areas of 0 and 1, and it holds 0.5 exactly when the
+    Mann-Whitney test does not tell members apart at the 5 % level. Tested against `sklearn.metrics.roc_auc_score`
+    and `scipy.stats.mannwhitneyu`.
+
+    Raises:
+        UserError: nobody on a side, or scores that are not finite.
+    """
+    members, non_members = _compared(members, non_members)
+    m, n = len(members), len(non_members)
+    ranks = rankdata(np.concatenate([members, non_members]))
+    area = float((ranks[:m].sum() - m * (m + 1) / 2) / (m * n))
+    return Estimate(area, _lower_limit(area, m, n), 1 - _lower_limit(1 - area, m, n))
+
+
+def _lower_limit(area: float, m: int, n: int) -> float:
+    def gap(theta: float) -> float:
+        spread = ((m + n) / 2 - 1) * ((1 - theta) / (2 - theta) + theta / (1 + theta))
+        return area - theta - _Z * math.sqrt(theta * (1 - theta) * (1 + spread) / (m * n))
+
+    # At theta = area = 1 the variance is 0, a second root that is not the limit: stay below it.
+    return brentq(gap, 0, area * (1 - 1e-9)) if area else 0.0
+
+
+def shuffled(members: ArrayLike, non_members: ArrayLike, generator: torch.Generator) -> Estimate:
+    """The control: the mean AUC of `SHUFFLES` shuffles of who is a member, and the range that 95 % of them fall in.
+
+    The mean must be 0.5. The range is what chance makes of so few samples: an AUC outside it is none (the permutation
+    test, valid for any number of members).
+
+    Raises:
+        UserError: as `auc`.
+    """
+    members, non_members = _compared(members, non_members)
+    m, n = len(members), len(non_members)
+    ranks = rankdata(np.concatenate([members, non_members]))
+    order = torch.rand(SHUFFLES, m + n, generator=generator, device=generator.device).argsort(1)[:, :m].cpu().numpy()
+    areas = (ranks[order].sum(1) - m * (m + 1) / 2) / (m * n)
+    return Estimate(float(areas.mean()), *map(float, np.quantile(areas, [0.025, 0.975])))
+
+
+def true_positive_rate(members: ArrayLike, non_members: ArrayLike) -> Estimate:
+    """Share of members that are found while at most 1 % of non-members are taken for one.
+
+    nan with fewer than 100 non-members, which cannot show 1 %. The interval is Clopper and Pearson's over members, at
+    the threshold that these non-members set. Tested against `sklearn.metrics.roc_curve`.
+
+    Raises:
+        UserError: as `auc`.
+    """
+    members, non_members = _compared(members, non_members)
+    return _found(members, non_members) if len(non_members) * FALSE_POSITIVES >= 1 else UNDEFINED
+
+
+def extracted(generated: ArrayLike, members: ArrayLike, non_members: ArrayLike) -> Estimate:
+    """Share of `members` that have a `generated` sample nearer to them than 99 % of `non_members` have one.
+
+    All `[n, *dims]`; the distance is Euclidean, as in Carlini et al., 2023. A non-member tells how near generated
+    samples come to a real one without having seen it. With fewer than 100 of them a member must have a nearer one than
+    any of them, which n of them leave to chance with probability 1 / (n + 1). Interval as `true_positive_rate`.
+
+    Raises:
+        UserError: nobody on a side, or samples that are not finite.
+    """
+    drawn = np.asarray(generated, dtype=np.float64).reshape(len(generated), -1)
+    sides = _compared(members, non_members)
+    return _found(*_compared(*(-cdist(side.reshape(len(side), -1), drawn).min(1) for side in sides)))
+
+
+def _compared(members: ArrayLike, non_members: ArrayLike) -> list[NDArray[np.float64]]:
+    sides = [np.asarray(side, dtype=np.float64) for side in (members, non_members)]
+    if not all(len(side) for side in sides):
+        raise UserError(f"an audit compares members with non-members, not {len(sides[0])} with {len(sides[1])}")
+    if not all(np.isfinite(side).all() for side in sides):
+        raise UserError("an attack met values that are not finite: the network diverged")
+    return sides
+
+
+def _found(members: NDArray[np.float64], non_members: NDArray[np.float64]) -> Estimate:
+    allowed = math.floor(FALSE_POSITIVES * len(non_members) + 1e-9)
+    threshold = np.sort(non_members)[::-1][allowed]
+    found = binomtest(int((members > threshold).sum()), len(members))
+    return Estimate(found.statistic, *found.proportion_ci(method="exact"))
+
+
+def mean(estimates: Sequence[Estimate]) -> Estimate:
+    """The mean of independent estimates, those that are undefined left out.
+
+    Its limits lie the root of the summed squares of the single ones' distances away (Zou and Donner, 2008), so that
+    they may be lopsided as those are.
+    """
+    known = np.array([estimate for estimate in estimates if not math.isnan(estimate.value)])
+    if not len(known):
+        return UNDEFINED
+    value, low, high = known.T
+    down, up = (np.linalg.norm(value - limit) / len(known) for limit in (low, high))
+    return Estimate(float(value.mean()), float(value.mean() - down), float(value.mean() + up))
+
+
+# The attacks: x: [n, *dims] -> scores [n], larger for likelier members
+
+
+@torch.no_grad()
+def loss_scores(
+    predict: Predict, process: Process, x: Tensor, index: int, generator: torch.Generator, draws: int = DRAWS
+) -> Tensor:
+    """-log of the mean over `draws` of ||eps(x_t, t) - xi||² at one training time.
+
+    All candidates meet the same noise, so that they differ by what they are. The logarithm puts losses of different
+    times on one scale: scores may be added over times.
+    """
+    noise = torch.randn(draws, *x.shape[1:], dtype=x.dtype, device=x.device, generator=generator)
+    at = torch.full((1,), index, device=x.device)
+
+    def loss(part: Tensor, xi: Tensor) -> Tensor:
+        return (predict(process.noised(part, at.expand(len(part)), xi.expand_as(part)), index) - xi).square()
+
+    return torch.cat([-sum(loss(part, xi).flatten(1).mean(1) for xi in noise).div(draws).log() for part in _parts(x)])
+
+
+@torch.no_grad()
+def pia_scores(predict: Predict, process: Process, x: Tensor, index: int) -> Tensor:
+    """-||eps(x_0, 0) - eps(alpha_t x_0 + sigma_t eps(x_0, 0), t)||_4: a point of training is denoised consistently.
+
+    Kong et al., 2024, *An efficient membership inference attack for the diffusion model by proximal initialization*:
+    the network's own output at the first training time stands in for the noise. Two queries, nothing random; the first
+    of them is at the lowest noise whatever t is, so that a large t is no question about high noise alone.
+    """
+    at = torch.full((1,), index, device=x.device)
+    scores = []
+    for part in _parts(x):
+        start = predict(part, 0)
+        end = predict(process.noised(part, at.expand(len(part)), start), index)
+        scores.append(-(start - end).flatten(1).norm(p=4, dim=1))
+    return torch.cat(scores)
+
+
+def _parts(x: Tensor) -> Sequence[Tensor]:
+    return x.split(max(1, ROWS // x[0].numel()))
+
+
+# One class
+
+
+def audit(
+    predict: Predict,
+    process: Process,
+    members: Tensor,
+    non_members: Tensor,
+    generated: Tensor,
+    generator: torch.Generator,
+) -> list[Finding]:
+    """Every attack on one class's network, and the control.
+
+    `members, non_members, generated`: [n, *dims], on the process's device; without `generated` there is no
+    extraction. The control gives PIA's scores to members and non-members that were shuffled: it must find nothing.
+
+    Raises:
+        UserError: as `auc`.
+    """
+    x, count = torch.cat([members, non_members]), len(members)
+    findings = []
+
+    def compare(attack: str, t: float | None, scores: Tensor, queries: int) -> None:
+        sides = scores[:count].double().cpu(), scores[count:].double().cpu()
+        findings.append(Finding(attack, t, "auc", auc(*sides), queries))
+        findings.append(Finding(attack, t, "tpr-at-1-fpr", true_positive_rate(*sides), queries))
+
+    losses, proximal = {}, {}
+    for t in TIMES:
+        index = process.nearest(t)
+        losses[t] = loss_scores(predict, process, x, index, generator)
+        proximal[t] = pia_scores(predict, process, x, index)
+        compare("loss", t, losses[t], DRAWS)
+        compare("pia", t, proximal[t], 2)
+    low = [losses[t] for t in TIMES if t <= LOW_NOISE]
+    compare("loss", None, sum(low), DRAWS * len(low))
+    chance = shuffled(proximal[PIA_TIME][:count].cpu(), proximal[PIA_TIME][count:].cpu(), generator)
+    findings.append(Finding("control-shuffled", PIA_TIME, "auc", chance, 2))
+    if len(generated):
+        share = extracted(generated.cpu(), members.cpu(), non_members.cpu())
+        findings.append(Finding("extraction", None, "extracted", share, len(generated)))
+    return findings

@@ -1,0 +1,58 @@
+"""Settings as text: TOML files, and assignments after `-s`."""
+
+import tomllib
+from pathlib import Path
+from typing import Any
+
+from fedmutual.errors import UserError
+
+
+def parse_assignments(assignments: list[str]) -> dict[str, Any]:
+    """`["beta=0.1", "data=digits"]` as settings; values are TOML, a bare word is a string.
+
+    Raises:
+        UserError: one that is not key=value.
+    """
+    settings = {}
+    for assignment in assignments:
+        key, sign, value = assignment.partition("=")
+        if not sign or not key.strip():
+            raise UserError(f"{assignment!r} is not of the form key=value, such as beta=0.1")
+        settings[key.strip()] = _scalar(value.strip())
+    return settings
+
+
+def _scalar(text: str) -> bool | int | float | str:
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+    return value if isinstance(value, bool | int | float | str) else text
+
+
+def read_settings(path: Path) -> dict[str, Any]:
+    """The settings in a TOML file: a preset, or the `config.toml` of a run.
+
+    Raises:
+        UserError: no such file, or not TOML.
+    """
+    try:
+        return tomllib.loads(path.read_text())
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not valid TOML: {error}") from None
+
+
+def write_settings(settings: dict[str, Any]) -> str:
+    """Flat settings as TOML text; the inverse of `read_settings`."""
+
+    def literal(value: Any) -> str:
+        if isinstance(value, bool):
+            return str(value).lower()
+        if isinstance(value, str):
+            escaped = value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
+            return f'"{escaped}"'
+        return repr(value)
+
+    return "".join(f"{key} = {literal(value)}\n" for key, value in settings.items())

@@ -1,0 +1,1 @@
+"""`fedmutual`: what a person types."""

@@ -1,0 +1,125 @@
+"""Commands that look after the project itself: presets, settings, benchmarks, a soak test."""
+
+import json
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from fedmutual.config import RunConfig
+from fedmutual.settings import parse_assignments
+from simulations.cli.options import AsJson, Settings, app
+from simulations.cli.presets import PRESETS, read_preset
+from simulations.cli.tables import _print_bench, _print_json, print_rows
+from simulations.terminal import progress
+
+
+@app.command()
+def presets(as_json: AsJson = False) -> None:
+    """List the presets and what each is for."""
+    rows = []
+    for path in sorted(PRESETS.glob("*.toml")):
+        words = [line.removeprefix("#").strip() for line in path.read_text().splitlines() if line.startswith("#")]
+        rows.append({"preset": path.stem, "about": " ".join(words), "file": str(path)})
+    if as_json:
+        return _print_json(rows)
+    table = Table("preset", "what it is", box=None, padding=(0, 2, 1, 0))
+    for row in rows:
+        table.add_row(row["preset"], row["about"])
+    Console().print(table)
+
+
+@app.command()
+def settings(as_json: AsJson = False) -> None:
+    """List every setting, its default and what it does."""
+    defaults = RunConfig().settings()
+    rows = [
+        {"setting": key, "default": defaults[key], "about": field.description}
+        for key, field in zip(defaults, RunConfig.model_fields.values(), strict=True)
+    ]
+    if as_json:
+        return _print_json(rows)
+    table = Table("setting", "default", "what it does", box=None)
+    for row in rows:
+        table.add_row(row["setting"], json.dumps(row["default"]), row["about"])
+    Console().print(table)
+
+
+@app.command()
+def game(
+    preset: Annotated[str, typer.Argument()],
+    seeds: Annotated[
+        int | None, typer.Option(help="Games for each case; by default enough for a minute or two.")
+    ] = None,
+    settings: Settings = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of the report; by default runs/game-PRESET-TIME.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """The theory, exactly: equilibrium, Nash gap and divergence of every class, with figures.
+
+    PRESET is case-one, case-two, overlap, overlap-2d, many or phase; or bench, for its speed.
+    """
+    from simulations.game.command import command
+
+    command(preset, seeds, settings or [], out, as_json)
+
+
+@app.command()
+def bench(
+    parts: Annotated[
+        list[str] | None, typer.Argument(metavar="PART...", help="step, round, scaling, bytes; by default step.")
+    ] = None,
+    preset: Annotated[str, typer.Option(help="Preset whose settings are timed.")] = "digits",
+    network: Annotated[list[str] | None, typer.Option(help="Network in its place; may be repeated.")] = None,
+    batch: Annotated[list[int] | None, typer.Option(help="Batch in its place; may be repeated.")] = None,
+    settings: Settings = None,
+    as_json: AsJson = False,
+) -> None:
+    """Time the parts of a run, each beside what it could not do without.
+
+    step: a local step beside a plain PyTorch loop with the same arithmetic, with no peer, one and all. round: a
+    simulated round beside its clients' gradient steps. scaling: the same with 5, 10 and 20 classes and 4 peers each.
+    bytes: what networks weigh on the wire.
+    """
+    layers = [read_preset(preset), parse_assignments(settings or [])]
+    networks, batches = [{"network": name} for name in network or []], [{"batch": size} for size in batch or []]
+    configs = [RunConfig.of(*layers, one, other) for one in networks or [{}] for other in batches or [{}]]
+
+    from simulations.upkeep.bench import bench as run
+
+    with progress("timing", 100, "%") as advance:
+        rows = run(configs, parts or ["step"], lambda share: advance(int(100 * share)))
+    if as_json:
+        return _print_json(rows)
+    for name in dict.fromkeys(row["name"] for row in rows):
+        _print_bench([row for row in rows if row["name"] == name])
+
+
+@app.command()
+def soak(
+    rounds: Annotated[int, typer.Option(min=10, help="Rounds of ten clients; 500 take twelve minutes.")] = 500,
+    cpus: Annotated[int, typer.Option(min=0, help="Clients that train at once; 0: one for each core.")] = 0,
+    out: Annotated[Path | None, typer.Option(help="A new folder; by default runs/soak-TIME.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Simulate hundreds of rounds in which clients fail in every way: does memory grow, is anything lost?
+
+    Fails when a process grows by more than 5 % after its first 50 rounds or outlives the run, or a reply is not
+    accounted for.
+    """
+    from simulations.upkeep.soak import soak as run
+
+    folder = out or Path("runs") / f"soak-{datetime.now():%Y%m%d-%H%M%S}"
+    with progress("soaking", rounds, "rounds") as advance:
+        accounts, memory, wrong = run(rounds, folder, cpus, lambda rows: advance(rows[0]["round"]))
+    if as_json:
+        _print_json(accounts + memory)
+    else:
+        for rows in (accounts, memory):
+            print_rows(rows)
+        print(f"figure: {folder / 'memory.png'}")
+    if wrong:
+        raise RuntimeError(f"{len(wrong)} things are not as they should be: {'; '.join(wrong[:3])}")

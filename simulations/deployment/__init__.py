@@ -1,0 +1,1 @@
+"""Separate machines: credentials, checks, and a whole federation on the loopback interface."""

@@ -1,0 +1,1 @@
+"""Flower's simulation engine on Ray, started for one federation."""

@@ -1,0 +1,162 @@
+"""Starts Flower's simulation engine: Ray runs the clients, one CPU each, GPU shares where there is a GPU."""
+
+import logging
+import math
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stdout
+from pathlib import Path
+from typing import Any, NamedTuple
+
+# Read when Flower and Ray are imported: nothing is reported to anybody, and no banner is printed.
+os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
+os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+# Ray would give its processes niceness 15, and two busy processes beside a simulation then made a round of 37 s take
+# 447 s; to have it yield, start the whole command with nice.
+os.environ.setdefault("RAY_worker_niceness", "0")
+
+import torch
+from flwr.app import Context
+from flwr.clientapp import ClientApp
+from flwr.serverapp import Grid, ServerApp
+from flwr.simulation import run_simulation
+
+from client.app import app as client_app
+from fedmutual.config import RunConfig
+from fedmutual.data.source import num_classes, training_counts
+from fedmutual.device import pick_device
+from fedmutual.errors import UserError
+from fedmutual.learning.igd import NO_STEPS
+from fedmutual.run_folder import read_history
+from server.app import OnRound, prepare, serve
+from simulations.engine.lending import lend_records
+
+RAY_OPTIONS = {"max_restarts": -1, "enable_task_events": False}
+"""A client process that was killed, say for want of memory, is started anew; and Ray does not keep an account of every
+order, which would grow by 4 MB in a hundred rounds of ten clients."""
+
+
+class App(NamedTuple):
+    """A federated method: how its strategy is made, how that is served, and what its clients run."""
+
+    prepare: Callable[[RunConfig], Any]
+    serve: Callable[[Grid, Any], None]
+    client: ClientApp
+
+
+MUTUAL = App(prepare, serve, client_app)
+
+
+class Simulation:
+    """A federation of one client a class on this machine.
+
+    `cpus` clients train at once (0: one for each core this process may use); `gpus` are shared among them
+    (-1: all there are). Clients keep their states in the run folder unless `store` says otherwise.
+
+    Raises:
+        UserError: settings, data or a run folder that cannot work; found here, before anything is started.
+    """
+
+    def __init__(self, config: RunConfig, cpus: int = 0, gpus: int = -1, app: App = MUTUAL):
+        if not config.local_steps:
+            raise UserError(NO_STEPS)
+        self.app = app
+        self.config, self.classes = config, num_classes(config)
+        self.at_once = min(self.classes, cpus or len(os.sched_getaffinity(0)))
+        self.gpus = _gpus(config, gpus)
+        self.counts = training_counts(config)
+        self.strategy = app.prepare(config)
+        if not config.store:
+            self.strategy.for_clients["store"] = str(self.strategy.journal.folder / "clients")
+        if not self.gpus:
+            self.strategy.for_clients["device"] = "cpu"
+
+    def run(self, on_round: OnRound = lambda rows: None) -> Path:
+        """Train the rounds that are left; the run folder.
+
+        Raises:
+            RunFailed: no client gets through.
+        """
+        began = time.monotonic()
+        journal, self.strategy.on_round = self.strategy.journal, on_round
+        if journal.round < self.config.rounds:
+            self._start_flower()
+        history = read_history(journal.folder)
+        journal.write_run(
+            status="done",
+            training_counts=self.counts,
+            clients_at_once=self.at_once,
+            wall_seconds=(journal.read_run().get("wall_seconds") or 0.0) + time.monotonic() - began,
+            overhead=overhead(history, self.at_once),
+        )
+        return journal.folder
+
+    def _start_flower(self) -> None:
+        server = ServerApp()
+
+        @server.main()
+        def main(grid: Grid, context: Context) -> None:
+            lend_records()
+            self.app.serve(grid, self.strategy)
+
+        # A GPU takes whole clients: as many as make `at_once` of them over all GPUs.
+        share = 1 / math.ceil(self.at_once / self.gpus) if self.gpus else 0
+        resources = {"num_cpus": self.at_once, "num_gpus": self.gpus}
+        # What matters of Flower's log is in the history; its traceback for every failing client is not wanted.
+        logger = logging.getLogger("flwr")
+        level = logger.level
+        logger.setLevel(logging.CRITICAL)
+        try:
+            # Ray prints what it has to say of a killed process, and standard output is for a command's answer.
+            with redirect_stdout(sys.stderr), _one_thread_a_client():
+                run_simulation(
+                    server,
+                    self.app.client,
+                    num_supernodes=self.classes,
+                    backend_config={
+                        "init_args": {**resources, "log_to_driver": False, "logging_level": "CRITICAL"},
+                        "client_resources": {"num_cpus": 1, "num_gpus": share, **RAY_OPTIONS},
+                    },
+                )
+        finally:
+            logger.setLevel(level)
+
+
+@contextmanager
+def _one_thread_a_client() -> Iterator[None]:
+    """Ray's processes inherit OMP_NUM_THREADS; of more threads than cores each waits for the others, busily.
+
+    On two cores a user's OMP_NUM_THREADS=2 made rounds of two clients eleven times as long.
+    """
+    own = os.environ.get("OMP_NUM_THREADS")
+    os.environ["OMP_NUM_THREADS"] = "1"
+    try:
+        yield
+    finally:
+        if own is None:
+            del os.environ["OMP_NUM_THREADS"]
+        else:
+            os.environ["OMP_NUM_THREADS"] = own
+
+
+def _gpus(config: RunConfig, wanted: int) -> int:
+    there = torch.cuda.device_count() if pick_device(config).type == "cuda" else 0
+    if wanted > there:
+        raise UserError(f"--gpus {wanted}, and torch sees {there} to use here")
+    if wanted == 0 and config.device == "cuda":
+        raise UserError("--gpus 0 leaves device = cuda nothing to run on: use device = auto or cpu")
+    return there if wanted < 0 else wanted
+
+
+def overhead(history: list[dict[str, Any]], at_once: int) -> float | None:
+    """Wall time of all rounds over that of the clients' gradient steps alone, `at_once` of them at a time; 1 is ideal.
+
+    What is above 1 is Flower, Ray, checks, checkpoints, the clients' loading and saving, and waiting.
+    """
+    compute = sum(line["seconds"] or 0.0 for line in history)
+    wall = sum({line["round"]: line["round_seconds"] for line in history}.values())
+    return wall * at_once / compute if compute else None

@@ -1,0 +1,137 @@
+"""The methods of a comparison, and one *arm* of it: a method, trained on one seed into an ordinary run folder."""
+
+import json
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fedmutual.baselines import Rows
+from fedmutual.config import RunConfig
+from fedmutual.data import ClassData, load_class, num_classes, sample_shape, training_counts
+from fedmutual.device import pick_device
+from fedmutual.run_folder import read_history
+from server.bank import Made, Shelf
+from server.journal import Journal
+from simulations.engine.simulation import App, Simulation
+from simulations.experiments.methods import METHODS, Baseline
+from simulations.runs.measuring import evaluate
+from simulations.runs.membership import audit_run
+from simulations.runs.sampling import draw_samples
+
+Progress = Callable[[int], None]
+"""Takes the last round done."""
+
+
+def run_arm(
+    method: str,
+    config: RunConfig,
+    folder: Path,
+    cpus: int = 0,
+    gpus: int = -1,
+    on_round: Progress = lambda round_: None,
+) -> None:
+    """Train `method` under `config` into `folder`, draw samples, measure and audit; what is done is not done again.
+
+    A federated run that was cut short goes on where it was; any other starts anew.
+
+    Raises:
+        UserError: settings or data that cannot work, or a folder that holds another run.
+        RunFailed, Diverged: the training failed.
+    """
+    kind = METHODS[method]
+    config = RunConfig.of(config.settings(), kind.settings, {"out": str(folder), "resume": False})
+    if not is_trained(folder):
+        if kind.federated:
+            _federate(method, kind.how, config, folder, cpus, gpus, on_round)
+        else:
+            _train_here(method, kind.how, config, folder, on_round)
+    if is_finished(folder, config):
+        return
+    drawn = draw_samples(folder, config.samples)
+    if not (folder / "metrics.csv").exists():
+        evaluate(folder, drawn=drawn)
+    audit_run(folder, drawn=drawn)
+
+
+def is_trained(folder: Path) -> bool:
+    """Whether an arm's training is over: its costs are the last thing that is written."""
+    path = folder / "run.json"
+    return path.exists() and "seconds_training" in json.loads(path.read_text())
+
+
+def is_finished(folder: Path, config: RunConfig) -> bool:
+    """Whether nothing of an arm is left to do."""
+    measured = ("metrics.csv", "audit.json") if config.samples else ()
+    return is_trained(folder) and all((folder / name).exists() for name in measured)
+
+
+def _federate(method: str, app: App, config: RunConfig, folder: Path, cpus: int, gpus: int, on_round: Progress) -> None:
+    config = config.but(resume=(folder / "config.toml").exists())
+    simulation = Simulation(config, cpus, gpus, app)
+    journal = simulation.strategy.journal
+    journal.write_run(method=method)
+    simulation.run(lambda rows: on_round(rows[0]["round"]))
+    history = read_history(folder)
+    costs = {key: sum(line[key] for line in history) for key in ("bytes_down", "bytes_up")}
+    steps = config.rounds * config.local_steps
+    seconds = sum(line["seconds"] or 0.0 for line in history)
+    journal.write_run(**_budget(config, method, steps), **costs, seconds_training=seconds)
+    # The clients' own states are for resuming, and many times the size of the networks.
+    if (folder / "clients").exists():
+        shutil.rmtree(folder / "clients")
+
+
+def _train_here(method: str, train: Baseline, config: RunConfig, folder: Path, on_round: Progress) -> None:
+    if folder.exists():
+        shutil.rmtree(folder)
+    device = pick_device(config)
+    data = _load(config, device)
+    shelf = Shelf(sample_shape(config))
+    journal = Journal(config, shelf)
+    journal.write_run(method=method, training_counts=training_counts(config))
+    began = last = time.monotonic()
+
+    def record(round_: int, rows: Rows) -> None:
+        nonlocal last
+        now = time.monotonic()
+        journal.append([_line(round_, row, now - last) for row in rows])
+        last = now
+        on_round(round_)
+
+    try:
+        trained = train(config, data, record)
+    except BaseException:
+        journal.write_run(status="stopped")
+        raise
+    seconds = time.monotonic() - began
+    shelf.entries = {name: Made(network, config.rounds) for name, network in trained.networks.items()}
+    journal.checkpoint(shelf, config.rounds, float("inf"))
+    parameters = sum(tensor.numel() for network in trained.networks.values() for tensor in network.values())
+    costs = {"bytes_down": 0, "bytes_up": 0, "wall_seconds": seconds, "seconds_training": seconds}
+    budget = _budget(config, method, trained.gradient_steps)
+    journal.write_run(**{"parameters": parameters, **budget, **costs, **trained.facts}, status="done")
+
+
+def _load(config: RunConfig, device: torch.device) -> list[ClassData]:
+    """Every class's samples on the device, in the run's dtype."""
+    dtype = getattr(torch, config.dtype)
+    parts = [load_class(config, y) for y in range(num_classes(config))]
+    return [ClassData(part.train.to(device, dtype), part.held_out.to(device, dtype)) for part in parts]
+
+
+def _line(round_: int, row: dict[str, Any], round_seconds: float) -> dict[str, Any]:
+    numbers = dict.fromkeys(("loss", "mutual", "grad_norm", "held_out", "seconds"))
+    line = {"round": round_, "class": row["class"], "status": "ok", "reason": ""}
+    return line | numbers | {"bytes_down": 0, "bytes_up": 0} | row | {"round_seconds": round_seconds}
+
+
+def _budget(config: RunConfig, method: str, steps: float) -> dict[str, Any]:
+    return {
+        "data": METHODS[method].data,
+        "gradient_steps_per_class": steps,
+        "samples_seen_per_class": steps * config.batch,
+    }

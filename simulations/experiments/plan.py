@@ -1,0 +1,218 @@
+"""`fedmutual compare`: methods times seeds, each an arm in a folder of its own, and one page about all of them."""
+
+import multiprocessing
+import os
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fedmutual.checkpoint import write_atomic
+from fedmutual.config import RunConfig
+from fedmutual.data import num_classes, training_counts
+from fedmutual.device import pick_device
+from fedmutual.errors import UserError
+from fedmutual.settings import read_settings, write_settings
+from simulations.experiments.arm import is_finished, run_arm
+from simulations.experiments.methods import METHODS
+from simulations.runs.arms import NOT_THE_METHOD
+
+SETTINGS = "comparison.toml"
+"""In the comparison's folder: the settings that all arms have in common."""
+
+OnArm = Callable[[int], None]
+"""Takes how many arms are done."""
+
+
+class ArmsFailed(RuntimeError):
+    """Some arms failed and the others are done; says which and why."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A comparison: its arms, {(method, seed): settings}, in the folder `folder`/method/seed-N."""
+
+    folder: Path
+    arms: dict[tuple[str, int], RunConfig]
+
+    def place(self, arm: tuple[str, int]) -> Path:
+        return self.folder / arm[0] / f"seed-{arm[1]}"
+
+    @property
+    def places(self) -> list[Path]:
+        return [self.place(arm) for arm in self.arms]
+
+
+def plan(settings: dict[str, Any], methods: str, seeds: int, folder: Path) -> Plan:
+    """The arms of a comparison, checked before any is begun.
+
+    settings: of the preset and `-s`; a key `METHOD.key` holds for that method alone. methods: names with commas
+    between them, or `all`. seeds: so many, from the setting `seed` on.
+
+    Raises:
+        UserError: an unknown method, no seed, budgets that would be unequal, settings or data that cannot work,
+            or a folder that holds something else.
+    """
+    names = _names(methods)
+    if seeds < 1:
+        raise UserError(f"--seeds {seeds}: a comparison needs at least one seed, and five or more to mean something")
+    common, own = _split(settings)
+    base = RunConfig.of(common)
+    _possible(base, names)
+    arms = {}
+    for seed in range(base.seed, base.seed + seeds):
+        for name in names:
+            layers = [base.settings(), METHODS[name].settings, own.get(name, {}), {"seed": seed}]
+            arms[name, seed] = RunConfig.of(*layers)
+    training_counts(base)  # the data are there, and make as many samples as are asked for
+    made = Plan(Path(folder), arms)
+    _check_folder(made, base)
+    return made
+
+
+def _names(methods: str) -> list[str]:
+    known = ", ".join(METHODS)
+    if methods == "all":
+        return list(METHODS)
+    names = [name.strip() for name in methods.split(",")]
+    for name in names:
+        if name not in METHODS:
+            raise UserError(f"no method {name!r}: there are {known}, or all")
+    if len(set(names)) < len(names):
+        raise UserError("--methods names a method twice: once is enough")
+    return names
+
+
+def _split(settings: dict[str, Any]) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+    """The settings that all methods have in common, and those of one method alone."""
+    common, own = {}, {}
+    for key, value in settings.items():
+        method, dot, name = key.rpartition(".")
+        if not dot:
+            common[key] = value
+            continue
+        if method not in METHODS:
+            raise UserError(f"setting {key!r}: no method {method!r}: there are {', '.join(METHODS)}")
+        if name not in METHODS[method].own:
+            allowed = ", ".join(METHODS[method].own) or "none"
+            raise UserError(
+                f"setting {key!r} would give {method} another budget, data or method than its own: "
+                f"set {name} for all, or for {method} alone one of: {allowed}"
+            )
+        own.setdefault(method, {})[name] = value
+    return common, own
+
+
+def _possible(config: RunConfig, names: Sequence[str]) -> None:
+    """Raises `UserError` for settings under which a method cannot run, or not on the budget of the others."""
+    if config.participation < 1:
+        raise UserError(
+            "participation below 1 gives federated arms fewer steps than the others, and budgets would be unequal: "
+            "leave it at 1"
+        )
+    mutual = [name for name in names if name.startswith("mutual")]
+    if mutual and not config.beta:
+        raise UserError(f"beta = 0 makes {mutual[0]} the same as isolated: set beta above 0")
+    conditional = [name for name in names if METHODS[name].conditional]
+    if conditional and config.draws == "fixed":
+        raise UserError(f"{conditional[0]} draws anew at each step: set -s draws=fresh, or leave it out of --methods")
+    if "ridge" in names and not config.held_out:
+        raise UserError("ridge chooses its weight decay by held-out samples: set held-out above 0")
+    if num_classes(config) < 2:
+        raise UserError("a comparison needs at least two classes")
+
+
+def _check_folder(made: Plan, base: RunConfig) -> None:
+    """Make the folder, or see that what it holds belongs to this comparison."""
+    path, folder = made.folder / SETTINGS, made.folder
+    common = {key: value for key, value in base.settings().items() if key not in NOT_THE_METHOD}
+    if not path.exists():
+        if folder.exists() and any(folder.iterdir()):
+            raise UserError(f"{folder} holds something else than a comparison: choose another folder for --out")
+        try:
+            write_atomic(path, write_settings(common).encode())
+        except OSError as error:
+            raise UserError(f"{folder} cannot be made: {error.strerror}") from None
+        return
+    _same(read_settings(path), common, folder)
+    for arm, config in made.arms.items():
+        if (made.place(arm) / "config.toml").exists():
+            _same(read_settings(made.place(arm) / "config.toml"), config.settings(), made.place(arm))
+
+
+def _same(before: dict[str, Any], now: dict[str, Any], folder: Path) -> None:
+    changed = [key for key in now if before.get(key) != now[key] and key not in NOT_THE_METHOD]
+    if changed:
+        key = changed[0]
+        raise UserError(
+            f"{folder} holds another comparison's runs ({key} = {before.get(key)}, not {now[key]}), and its arms "
+            "would not be comparable: choose another folder for --out"
+        )
+
+
+def run_arms(made: Plan, cpus: int = 0, gpus: int = -1, on_arm: OnArm = lambda done: None) -> None:
+    """Run the arms that are not finished: first those of one process, several at once, then the federated ones.
+
+    Raises:
+        ArmsFailed: after all arms have had their turn.
+    """
+    left = [arm for arm, config in made.arms.items() if not is_finished(made.place(arm), config)]
+    done = len(made.arms) - len(left)
+    on_arm(done)
+    failures = {}
+    for arm, failure in _run(made, left, cpus, gpus):
+        if failure:
+            failures[arm] = failure
+        done += 1
+        on_arm(done)
+    if failures:
+        (method, seed), reason = next(iter(failures.items()))
+        raise ArmsFailed(
+            f"{len(failures)} of {len(made.arms)} arms failed, and a table without them would mislead; "
+            f"the same command tries them again. {method}, seed {seed}: {reason}"
+        )
+
+
+def _run(
+    made: Plan, arms: list[tuple[str, int]], cpus: int, gpus: int
+) -> Iterator[tuple[tuple[str, int], Exception | None]]:
+    here = [arm for arm in arms if not METHODS[arm[0]].federated]
+    if here:
+        cores = cpus or len(os.sched_getaffinity(0))
+        # One GPU is best used by one arm at a time.
+        at_once = 1 if pick_device(made.arms[here[0]]).type == "cuda" else min(cores, len(here))
+        context = multiprocessing.get_context("spawn")
+        pool = ProcessPoolExecutor(at_once, context, _begin, (max(1, cores // at_once),))
+        try:
+            running: dict[Future, tuple[str, int]] = {
+                pool.submit(run_arm, arm[0], made.arms[arm], made.place(arm)): arm for arm in here
+            }
+            for future in as_completed(running):
+                yield running[future], future.exception()
+        except BaseException:  # an interruption does not wait for arms that are being trained
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+        pool.shutdown()
+    for arm in arms:
+        if METHODS[arm[0]].federated:
+            try:
+                run_arm(arm[0], made.arms[arm], made.place(arm), cpus, gpus)
+            except (RuntimeError, OSError, UserError) as error:
+                yield arm, error
+            else:
+                yield arm, None
+
+
+def _begin(threads: int) -> None:
+    """A worker's share of the cores, and its end with the process that started it, however that ends."""
+    torch.set_num_threads(threads)
+
+    def follow() -> None:
+        multiprocessing.parent_process().join()
+        os._exit(1)
+
+    threading.Thread(target=follow, daemon=True).start()

@@ -1,0 +1,1 @@
+"""The theory's game, solved and played: `fedmutual game`."""

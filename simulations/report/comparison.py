@@ -1,0 +1,238 @@
+"""Arms compared: means over seeds, paired differences to isolated and to pooled training, leakage, and the answer."""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+from fedmutual.evaluation import LARGER_IS_WORSE, SMALLER_IS_WORSE
+from fedmutual.evaluation.intervals import Estimate
+from simulations.report.words import NOTHING, interval, spread
+from simulations.runs.arms import Arm, arms_of, counted, ends
+from simulations.runs.folder import Run, read_runs
+
+DISTANCES = ("fd", "fd-features", "fid", "kl", "kid", "kid-features", "kid-inception")
+"""The answer is in the first of these that was measured."""
+
+METRICS = (
+    *DISTANCES,
+    *(f"{name}{features}" for features in ("", "-features", "-inception") for name in ("precision", "recall", "f8")),
+    *("memorisation", "is-features", "is"),
+)
+"""The order of known measures; others follow."""
+
+SUMMARIES = ("worst", "mean", "rarest", "largest")
+OURS = ("mutual-scarcity", "mutual", "mutual-auto", "mutual-constant")
+"""The arm that speaks for mutual learning is the first of these that is there: not the best on the test samples."""
+
+Of = int | str
+"""A class, one of `SUMMARIES`, or "all": the samples of all classes together."""
+
+
+def training_counts(runs: Iterable[Run]) -> dict[int, int]:
+    """Training samples of each class, where a run tells them."""
+    counts: dict[int, int] = {}
+    for run in runs:
+        told = {row["class"]: row["n_train"] for row in run.rows if isinstance(row["class"], int)}
+        told |= dict(enumerate(run.facts.get("training_counts") or []))
+        counts |= {y: count for y, count in told.items() if count is not None and y not in counts}
+    return counts
+
+
+def _in_order(metrics: Iterable[str]) -> list[str]:
+    return sorted(set(metrics), key=lambda name: (METRICS.index(name) if name in METRICS else len(METRICS), name))
+
+
+class Comparison:
+    """Arms side by side: every number that the table, the page and the answer are made of."""
+
+    def __init__(self, arms: Sequence[Arm]):
+        self.arms = list(arms)
+        self.runs = [run for arm in arms for run in arm.runs]
+        self.classes = self.runs[0].classes
+        self.counts = training_counts(self.runs)
+        self.real = {y: n for run in self.runs for y, n in run.scores("n_reference").items() if not math.isnan(n)}
+        directed = LARGER_IS_WORSE | SMALLER_IS_WORSE
+        self.metrics = _in_order(name for run in self.runs for name in run.by_metric if name in directed)
+        self.together = _in_order(name for run in self.runs for name in run.together)
+        known = [name for name in self.metrics if name in DISTANCES]
+        self.headline = next((name for name in known if any(arm.summaries(name) for arm in arms)), None)
+        self.ends = self._ends()
+        attacks = {arm.label: {y: _strongest(arm, y) for y in range(len(self.classes))} for arm in self.arms}
+        self.audited = any(key for by_class in attacks.values() for key in by_class.values())
+        self.attacks = attacks  # {arm: {class: (class, "auc", attack, t), the attack that sees most; None without}}
+
+    def _ends(self) -> dict[str, list[int]]:
+        """`ends` of the classes; none where the number of samples of a class is not known."""
+        if len(self.counts) < len(self.classes) or len(self.classes) < 2:
+            return {}
+        return ends(self.counts)
+
+    def title(self, of: Of) -> str:
+        """worst class; mean; three rarest; 7."""
+        if isinstance(of, int):
+            return self.classes[of]
+        return {"worst": "worst class", "mean": "mean", "all": "all together"}.get(of) or counted(self.ends[of], of)
+
+    @property
+    def summaries(self) -> list[str]:
+        return [of for of in SUMMARIES if of in ("worst", "mean", *self.ends)]
+
+    def arm(self, *methods: str) -> Arm | None:
+        """The arm of the first of `methods` that has one; None where several share it."""
+        for method in methods:
+            found = [arm for arm in self.arms if arm.method == method]
+            if found:
+                return found[0] if len(found) == 1 else None
+        return None
+
+    def by_seed(self, arm: Arm, metric: str, of: Of) -> dict[int, float]:
+        """{seed: value}, for the seeds that have one."""
+        if of in ("worst", "mean"):
+            return {seed: getattr(summary, str(of)) for seed, summary in arm.summaries(metric).items()}
+        if of == "all":
+            found = {run.seed: run.together.get(metric, math.nan) for run in arm.runs}
+            return {seed: value for seed, value in found.items() if not math.isnan(value)}
+        return self._mean_over(of, {run.seed: run.scores(metric) for run in arm.runs})
+
+    def _mean_over(self, of: Of, scores: Mapping[int, Mapping[int, float]]) -> dict[int, float]:
+        classes = self.ends.get(of, []) if isinstance(of, str) else [of]
+        found = {seed: [values.get(y, math.nan) for y in classes] for seed, values in scores.items()}
+        return {seed: mean(values) for seed, values in found.items() if values and not any(map(math.isnan, values))}
+
+    def value(self, arm: Arm, metric: str, of: Of) -> Estimate | None:
+        return Estimate.of(self.by_seed(arm, metric, of).values())
+
+    def versus(self, arm: Arm, other: Arm | None, metric: str, of: Of) -> Estimate | None:
+        """arm - other, paired by seed; None against itself, without the other or without a seed of both."""
+        if other is None or other is arm:
+            return None
+        ours, theirs = self.by_seed(arm, metric, of), self.by_seed(other, metric, of)
+        return Estimate.of(ours[seed] - theirs[seed] for seed in ours if seed in theirs)
+
+    def judge(self, difference: Estimate, metric: str) -> tuple[str, str]:
+        """(kind, size) of a difference: better or worse, 0.84 ± 0.39; chance, ±0.39; same."""
+        if difference.mean == 0 and not difference.half:
+            return "same", ""
+        if difference.by_chance:
+            return "chance", spread(difference.half)
+        kind = "worse" if (difference.mean > 0) == (metric in LARGER_IS_WORSE) else "better"
+        return kind, interval(abs(difference.mean), difference.half)
+
+    # What leaks
+
+    def leak(self, arm: Arm, of: Of) -> Estimate | None:
+        """AUC of the strongest membership attack on a class, or its mean over the classes of a summary.
+
+        Strongest is the attack and t with the highest mean over seeds for the class: the highest of several
+        estimates, so that without any leak it lies a little above 0.5. "worst" is the class that leaks most.
+        """
+        found = {y: _audited(arm, *key) for y, key in self.attacks[arm.label].items() if key}
+        if of not in ("worst", "mean"):
+            return self._of_classes(found, of)
+        known = list(found.values())
+        if of == "worst":
+            return Estimate.of(max(known, key=lambda by_seed: mean(by_seed.values()), default={}).values())
+        seeds = set.intersection(*map(set, known)) if known else set()
+        return Estimate.of(mean(by_seed[seed] for by_seed in known) for seed in sorted(seeds))
+
+    def leak_bounds(self, arm: Arm, y: int) -> tuple[float, float] | None:
+        """The audit's own 95 % interval of `leak` on a class, where the arm has one seed and so none over seeds."""
+        key, rows = self.attacks[arm.label][y], arm.runs[0].audit
+        if key is None or len(arm.runs) > 1:
+            return None
+        row = next(row for row in rows if (row["class"], row["metric"], row["attack"], row.get("t")) == key)
+        return None if row.get("low") is None else (row["low"], row["high"])
+
+    def extracted(self, arm: Arm, of: Of) -> Estimate | None:
+        """Share of a class's training samples that a peer regenerates; `of` is a class, "rarest" or "largest"."""
+        shares = {y: _audited(arm, y, "extracted", "extraction") for y in range(len(self.classes))}
+        return self._of_classes(shares, of)
+
+    def shuffled(self, arm: Arm) -> list[float]:
+        """AUC of the control with shuffled labels, every class, t and seed: around 0.5 where the audit is sound."""
+        rows = [row for run in arm.runs for row in run.audit]
+        return [row["value"] for row in rows if row["attack"] == "control-shuffled" and row["value"] is not None]
+
+    def _of_classes(self, by_class: Mapping[int, Mapping[int, float]], of: Of) -> Estimate | None:
+        seeds = sorted({seed for by_seed in by_class.values() for seed in by_seed})
+        scores = {seed: {y: values[seed] for y, values in by_class.items() if seed in values} for seed in seeds}
+        return Estimate.of(self._mean_over(of, scores).values())
+
+    # What it cost
+
+    def cost(self, arm: Arm, what: str) -> float | None:
+        """Mean over seeds of parameters, bytes (both ways, all clients), bytes_down, bytes_up or seconds."""
+        read = {
+            "parameters": lambda run: run.facts.get("parameters"),
+            "bytes_down": lambda run: run.moved("down"),
+            "bytes_up": lambda run: run.moved("up"),
+            "seconds": lambda run: run.seconds,
+        }
+        if what == "bytes":
+            ways = [self.cost(arm, "bytes_down"), self.cost(arm, "bytes_up")]
+            return None if None in ways else sum(ways)
+        known = [value for run in arm.runs if (value := read[what](run)) is not None]
+        return mean(known) if known else None
+
+    def rows(self) -> list[dict[str, Any]]:
+        """As `comparison`."""
+        rows = []
+        against = {"isolated": self.arm("isolated"), "pooled": self.arm("pooled")}
+        for arm in self.arms:
+            costs = {what: self.cost(arm, what) for what in ("parameters", "bytes", "seconds")}
+            for of in (*self.summaries, "all", *range(len(self.classes))):
+                leak = self.leak(arm, of)
+                shared = {"leakage": leak and leak.mean, "leakage_ci95": leak and leak.half}
+                for metric in self.together if of == "all" else self.metrics:
+                    if (value := self.value(arm, metric, of)) is None:
+                        continue
+                    row = {"arm": arm.label, "method": arm.method, "data": arm.data, "class": of}
+                    row |= {"name": self.title(of), "metric": metric}
+                    row |= {"mean": value.mean, "ci95": value.half, "seeds": value.seeds}
+                    for name, other in against.items():
+                        difference = self.versus(arm, other, metric, of)
+                        row[f"versus_{name}"] = difference and difference.mean
+                        row[f"versus_{name}_ci95"] = difference and difference.half
+                    row |= {"n_train": self.counts.get(of), "n_real": self.real.get(of)}
+                    rows.append({**row, **costs, **shared})
+        return rows
+
+
+def _audited(arm: Arm, *key: Any) -> dict[int, float]:
+    """{seed: value} of one measure of the audit; without t in the key the t that there is."""
+    return {run.seed: value for run in arm.runs for found, value in run.audited.items() if found[: len(key)] == key}
+
+
+def _strongest(arm: Arm, y: int) -> tuple[Any, ...] | None:
+    """The attack on class y, the shuffled control apart, with the highest mean AUC over seeds."""
+    keys = dict.fromkeys(key for run in arm.runs for key in run.audited if key[:2] == (y, "auc"))
+    attacks = [key for key in keys if key[2] != "control-shuffled"]
+    return max(attacks, key=lambda key: mean(_audited(arm, *key).values()), default=None)
+
+
+def comparison(folders: Sequence[Path]) -> list[dict[str, Any]]:
+    """The compared arms as rows: one for each arm, metric and class (an index, one of `SUMMARIES`, or "all").
+
+    A row has arm (its label, unlike any other's), method, data ("stays", "pooled", "control"), class, name, metric,
+    mean and ci95 (half the 95 % interval over seeds, Student's t; None with one seed), seeds (how many),
+    versus_isolated and versus_pooled (paired by seed; None where there is no such arm, or it is this one) and their
+    _ci95, n_train and n_real (samples behind a class; None for a summary), parameters, bytes (both ways, all
+    clients), seconds (of training), leakage and leakage_ci95 (`Comparison.leak`).
+
+    Raises:
+        UserError: as `read_runs`.
+    """
+    return Comparison(arms_of(read_runs(folders))).rows()
+
+
+def signed(difference: float | None, half: float | None) -> str:
+    """A paired difference in few letters: +0.84 ± 0.39; chance (±0.39) where 0 lies within the interval."""
+    if difference is None:
+        return NOTHING
+    if difference == 0 and not half:
+        return "the same"
+    if half is not None and abs(difference) <= half:
+        return f"chance ({spread(half)})"
+    return ("+" if difference > 0 else "") + interval(difference, half)

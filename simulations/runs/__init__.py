@@ -1,0 +1,1 @@
+"""A run folder read back: its networks, samples, measures and audits."""

@@ -1,0 +1,110 @@
+"""`fedmutual steps`: what few-step samplers cost and lose on a run's own networks, beside full sampling."""
+
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from statistics import mean
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from fedmutual.data.source import load_test, sample_shape
+from fedmutual.device import pick_device
+from fedmutual.diffusion.choose import make_process
+from fedmutual.errors import UserError
+from fedmutual.evaluation import frechet_distance
+from fedmutual.evaluation.features import Features
+from fedmutual.evaluation.intervals import Estimate
+from fedmutual.seeds import generator
+from simulations.runs.measuring import run_extractor
+from simulations.runs.networks import class_networks, run_config
+from simulations.runs.sampling import draw
+
+SAMPLERS = ("ddpm", "ddim", "dpm-solver++")
+
+
+class Seen(NamedTuple):
+    """Samples of a class and, with an extractor, their features."""
+
+    samples: Tensor
+    features: Features | None
+
+
+class FewSteps:
+    """Each sampler at each number of `steps` on a run's networks, beside DDPM at every training time.
+
+    Every sampler draws the setting `samples` of each class anew for each sampling seed. A batch holds one class,
+    since classes have networks of their own, and is as full as `fedmutual.diffusion.sampling.ROWS` lets it be.
+
+    Raises:
+        UserError: as `run_extractor`; settings under which there is nothing to compare; found before it takes time.
+    """
+
+    def __init__(self, run: Path, steps: Sequence[int], seeds: int, which: str = "last", extractor: str = ""):
+        config = run_config(run)
+        self.config = config = config.but(extractor=extractor or config.extractor)
+        if config.process != "ddpm":
+            raise UserError(f"steps compares samplers of process = ddpm, and this run has process = {config.process}")
+        if config.samples < 2 or seeds < 2:
+            raise UserError("nothing to compare: give samples (`evaluate RUN -s samples=500`) and --seeds 2 or more")
+        wrong = [count for count in steps if not 1 <= count < config.diffusion_steps]
+        if wrong or not steps:
+            raise UserError(f"--steps {','.join(map(str, wrong))}: give numbers from 1 to {config.diffusion_steps - 1}")
+        self.plan = [("ddpm", config.diffusion_steps), *((sampler, count) for count in steps for sampler in SAMPLERS)]
+        self.seeds, self.see = seeds, run_extractor(config)
+        self.round, self.networks = class_networks(run, which, pick_device(config))
+        self.real = self.seen({y: load_test(config, y) for y in self.networks})
+
+    def rows(self, on_percent: Callable[[int], None] = lambda done: None) -> list[dict[str, Any]]:
+        """Seconds and distances, full sampling first.
+
+        A row: {name, sampler, steps, samples, metric, class ("worst" or "mean" over classes), mean, ci95 (over
+        seeds), seeds, seconds (of drawing all classes once, the fastest seed's), share (of full sampling's)}.
+        Metrics: fd and, with an extractor, its Fréchet distance, both to the test part; and `from-full`, the
+        distance (in features where there are any) to what full sampling drew with another seed. It takes no test
+        image, so that a sampler may be chosen by it; full sampling's own is what two draws of it differ by.
+        """
+        full: list[dict[int, Seen]] = []
+        rows: list[dict[str, Any]] = []
+        for turn, (sampler, count) in enumerate(self.plan):
+            drawn, seconds = [], []
+            for seed in range(self.seeds):
+                began = time.perf_counter()
+                samples = self.draw(sampler, count, seed)
+                seconds.append(time.perf_counter() - began)
+                drawn.append(self.seen(samples))
+                on_percent(100 * (turn * self.seeds + seed + 1) // (len(self.plan) * self.seeds))
+            full = full or drawn
+            by_seed = [self.distances(own, full[seed - 1]) for seed, own in enumerate(drawn)]
+            share = min(seconds) / (rows[0]["seconds"] if rows else min(seconds))
+            for metric in by_seed[0]:
+                for class_, over in (("worst", max), ("mean", mean)):
+                    found = Estimate.of(over(distances[metric]) for distances in by_seed)
+                    row = {"name": "sampling", "sampler": sampler, "steps": count, "samples": self.config.samples}
+                    row |= {"metric": metric, "class": class_, "mean": found.mean, "ci95": found.half}
+                    rows.append(row | {"seeds": self.seeds, "seconds": min(seconds), "share": share})
+        return rows
+
+    def draw(self, sampler: str, steps: int, seed: int) -> dict[int, Tensor]:
+        """Samples of each class, on the CPU."""
+        config, device = self.config.but(sampler=sampler, sampling_steps=steps), pick_device(self.config)
+        process, shape = make_process(config, device), sample_shape(config)
+        drawn = {}
+        for y, network in self.networks.items():
+            noise = generator(config.seed, y, self.round, "steps", seed, device=device)
+            drawn[y] = draw(network, process, shape, config.samples, config, noise).cpu().float()
+        return drawn
+
+    def seen(self, samples: dict[int, Tensor]) -> dict[int, Seen]:
+        return {y: Seen(own, self.see(own) if self.see else None) for y, own in samples.items()}
+
+    def distances(self, own: dict[int, Seen], full: dict[int, Seen]) -> dict[str, list[float]]:
+        """{metric: a distance for each class}."""
+        real, see = self.real, self.see
+        by_metric = {"fd": [frechet_distance(own[y].samples, real[y].samples) for y in own]}
+        if see:
+            by_metric[see.name("fd")] = [see.frechet(own[y].features, real[y].features) for y in own]
+            by_metric["from-full"] = [see.frechet(own[y].features, full[y].features) for y in own]
+        else:
+            by_metric["from-full"] = [frechet_distance(own[y].samples, full[y].samples) for y in own]
+        return by_metric

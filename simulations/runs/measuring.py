@@ -1,0 +1,104 @@
+"""What a run yields: its networks, samples of every class, and the metrics of those samples."""
+
+import csv
+import json
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fedmutual.checkpoint import write_atomic
+from fedmutual.config import RunConfig
+from fedmutual.data.source import load_class, load_test, num_classes
+from fedmutual.device import pick_device
+from fedmutual.errors import UserError
+from fedmutual.evaluation import class_metrics, summarise
+from fedmutual.evaluation.features import Extractor, Features, read_extractor
+from fedmutual.settings import write_settings
+from simulations.runs.networks import run_config
+from simulations.runs.sampling import OnClass, draw_samples, write_samples
+
+MEASURING = ("samples", "sampler", "sampling-steps", "clip-samples", "extractor")
+"""Settings that say how a run is measured, and not what was trained."""
+
+
+def change_measuring(folder: Path, changes: dict[str, Any]) -> None:
+    """Change settings of `MEASURING` in a run's config.toml.
+
+    Raises:
+        UserError: other settings, values that their checks refuse, or an extractor that does not fit.
+    """
+    trained = [key for key in changes if key not in MEASURING]
+    if trained:
+        raise UserError(f"{trained[0]} is no setting of measuring: what may change is {', '.join(MEASURING)}")
+    config = RunConfig.of(run_config(folder).settings(), changes)
+    run_extractor(config)
+    write_atomic(folder / "config.toml", write_settings(config.settings()).encode())
+
+
+def run_extractor(config: RunConfig) -> Extractor | None:
+    """The extractor of the settings, which has seen none of the test part; None where they name none.
+
+    Raises:
+        UserError: as `read_extractor`, or it was trained on images of the test part.
+    """
+    extractor = read_extractor(config, pick_device(config))
+    if extractor:
+        extractor.check_unseen(torch.cat([load_test(config, y) for y in range(num_classes(config))]))
+    return extractor
+
+
+def evaluate(
+    folder: Path,
+    which: str = "last",
+    on_class: OnClass = lambda y: None,
+    drawn: dict[int, Tensor] | None = None,
+) -> list[dict[str, Any]]:
+    """Draw samples, measure them against the test part, and write `samples/` and `metrics.csv`; the rows of the latter.
+
+    A row is {method, seed, class, n_train, metric, value}; class is an index, `worst` or `mean`, and, with an
+    extractor, `all`: the measures in features of all classes together. `on_class` is called when a class is drawn
+    and again when it is measured; `drawn` are the samples by `draw_samples`, if they are at hand.
+    """
+    config = run_config(folder)
+    if config.samples < 2:
+        raise UserError("samples must be at least 2 to measure anything: set -s samples=500")
+    extractor = run_extractor(config)
+    generated = drawn or draw_samples(folder, config.samples, which, on_class)
+    real = {y: load_test(config, y) for y in generated}
+    write_samples(folder / "samples", generated, real)
+    facts = json.loads((folder / "run.json").read_text())
+    rows, by_metric, features = [], {}, []
+    for y in sorted(generated):
+        train = load_class(config, y).train
+        measured = class_metrics(generated[y].numpy(), real[y].numpy(), train.numpy())
+        if extractor:
+            features.append((extractor(generated[y]), extractor(real[y])))
+            measured |= extractor.metrics(*features[-1])
+        for metric, value in measured.items():
+            rows.append(_row(facts["method"], config.seed, y, len(train), metric, value))
+            by_metric.setdefault(metric, {})[y] = value
+        on_class(y)
+    for metric, values in by_metric.items():
+        if not metric.startswith("n_"):
+            summary = summarise(metric, values)
+            rows.append(_row(facts["method"], config.seed, "worst", None, metric, summary.worst))
+            rows.append(_row(facts["method"], config.seed, "mean", None, metric, summary.mean))
+    if extractor:
+        measured = extractor.set_metrics(*(Features.joined(side) for side in zip(*features, strict=True)))
+        measured |= {count: sum(by_metric[count].values()) for count in ("n_reference", "n_generated")}
+        rows += [_row(facts["method"], config.seed, "all", None, metric, value) for metric, value in measured.items()]
+    text = StringIO()
+    writer = csv.DictWriter(text, fieldnames=list(_row("", 0, "", 0, "", 0.0)), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_atomic(folder / "metrics.csv", text.getvalue().encode())
+    facts["extractor"] = extractor.facts if extractor else None
+    write_atomic(folder / "run.json", json.dumps(facts, indent=1).encode())
+    return rows
+
+
+def _row(method: str, seed: int, class_: int | str, n_train: int | None, metric: str, value: float) -> dict[str, Any]:
+    return {"method": method, "seed": seed, "class": class_, "n_train": n_train, "metric": metric, "value": value}

@@ -1,0 +1,105 @@
+"""Samples of a run's networks: drawing them and writing them."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torchvision
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from fedmutual.config import RunConfig
+from fedmutual.data.source import sample_shape
+from fedmutual.device import pick_device
+from fedmutual.diffusion import Process
+from fedmutual.diffusion.choose import make_process
+from fedmutual.diffusion.sampling import sample
+from fedmutual.seeds import generator
+from simulations.runs.networks import class_networks, run_config
+
+
+def sheet(images: NDArray[Any], columns: int = 4, most: int = 20) -> NDArray[np.uint8]:
+    """Images `[n, C, H, W]` in [-1, 1] as one grid `[height, width, 3]`; fewer of them when they are large."""
+    height, width = images.shape[2:]
+    count = min(len(images), most, max(columns, 200_000 // (height * width)))
+    zoom = max(1, -(-24 // max(height, width)))  # small images are enlarged, so that the gap stays narrow
+    pixels = np.clip((images[:count].astype(np.float64) + 1) * 127.5, 0, 255).round().astype(np.uint8)
+    pixels = pixels.repeat(zoom, axis=2).repeat(zoom, axis=3).transpose(0, 2, 3, 1)
+    colours = pixels if pixels.shape[3] == 3 else pixels[..., :1].repeat(3, axis=3)
+    tall, wide, gap = height * zoom, width * zoom, 2
+    rows = max(1, -(-count // columns))
+    grid = np.full((rows * (tall + gap) - gap, columns * (wide + gap) - gap, 3), 128, np.uint8)
+    for index, tile in enumerate(colours):
+        top, left = (index // columns) * (tall + gap), (index % columns) * (wide + gap)
+        grid[top : top + tall, left : left + wide] = tile
+    return grid
+
+
+OnClass = Callable[[int], None]
+
+
+def draw_samples(
+    folder: Path, count: int, which: str = "last", on_class: OnClass = lambda y: None
+) -> dict[int, Tensor]:
+    """{class: `[count, *dims]` generated samples} of a run's checkpoint, on the CPU in float32."""
+    config = run_config(folder)
+    device = pick_device(config)
+    shape, process = sample_shape(config), make_process(config, device)
+    round_, networks = class_networks(folder, which, device)
+    samples = {}
+    for y, network in networks.items():
+        samples[y] = draw_class(network, process, shape, count, config, y, round_).cpu().float()
+        on_class(y)
+    return samples
+
+
+def draw_class(
+    network: nn.Module,
+    process: Process,
+    shape: tuple[int, ...],
+    count: int,
+    config: RunConfig,
+    y: int,
+    round_: int,
+) -> Tensor:
+    """Class y's samples at a round, the same whoever draws them: `draw` with (seed, y, round, "samples")."""
+    rng = generator(config.seed, y, round_, "samples", device=process.alpha.device)
+    return draw(network, process, shape, count, config, rng)
+
+
+def draw(
+    network: nn.Module,
+    process: Process,
+    shape: tuple[int, ...],
+    count: int,
+    config: RunConfig,
+    rng: torch.Generator,
+) -> Tensor:
+    """`count` samples of one network by the run's sampler, `[count, *shape]` on the process's device."""
+    return sample(
+        network,
+        process,
+        shape,
+        count,
+        rng,
+        parametrisation=config.parametrisation,
+        sampler=config.sampler,
+        steps=config.sampling_steps,
+        clip=config.clip_samples,
+    )
+
+
+def write_samples(folder: Path, generated: dict[int, Tensor], real: dict[int, Tensor], grid: int = 64) -> None:
+    """`samples.npz`, and for images a PNG grid of each class, 8 in a row."""
+    folder.mkdir(parents=True, exist_ok=True)
+    arrays = {f"generated_{y}": tensor.numpy() for y, tensor in generated.items()}
+    arrays |= {f"real_{y}": tensor.float().numpy() for y, tensor in real.items() if len(tensor)}
+    np.savez_compressed(folder / "samples.npz", **arrays)
+    for y, images in generated.items():
+        if images.ndim == 4:
+            pixels = images[:grid].clamp(-1, 1)
+            torchvision.utils.save_image(
+                pixels, folder / f"class-{y:03d}.png", nrow=8, padding=1, normalize=True, value_range=(-1, 1)
+            )

@@ -1,0 +1,1 @@
+"""What looks after the project itself: benchmarks and a soak test."""

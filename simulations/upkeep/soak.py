@@ -1,0 +1,259 @@
+"""Hundreds of rounds under seeded faults, through Flower's engine with Ray: does memory grow, is anything left behind?
+
+The faults strike the real thing: the client that runs in Ray's processes raises, is killed, answers late, or
+answers with garbage or with what it said before; and replies are lost on their way. After every round the
+resident memory of every process is read off the kernel.
+"""
+
+import csv
+import json
+import os
+import random
+import re
+import signal
+import time
+from collections import Counter
+from contextlib import suppress
+from functools import lru_cache
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from flwr.app import Array, ArrayRecord, Context, Message, RecordDict
+from flwr.clientapp import ClientApp
+from flwr.serverapp import Grid
+
+from client.app import hello, train
+from fedmutual.config import RunConfig
+from fedmutual.run_folder import read_history
+from fedmutual.seeds import derive
+from server.app import OnRound, prepare, serve
+from server.strategy import MutualLearning
+from simulations.deployment.loopback import MARK, living
+from simulations.engine.simulation import App, Simulation
+
+SETTINGS = {
+    "data": "digits",
+    "head-count": 20,
+    "imbalance-ratio": 0.2,
+    "diffusion-steps": 25,
+    "width": 16,
+    "depth": 2,
+    "batch": 8,
+    "local-steps": 3,
+    "ema": 0.5,
+    "samples": 0,
+    "timeout": 45.0,
+}
+"""Nothing to learn, everything to go wrong: ten clients and rounds of a fraction of a second."""
+
+FAULTS = {
+    "raises": (0.02, "error"),
+    "garbage": (0.02, "rejected"),
+    "replay": (0.02, "rejected"),
+    "killed": (0.001, "ok"),
+    "late": (0.001, "missing"),
+    "lost": (0.001, "missing"),
+}
+"""{what befalls a reply: (share of all replies, its status in the history)}."""
+
+ALONE = ("killed", "late", "lost")
+"""Faults that last longer than a round, and come one at a time."""
+
+APART = 3
+"""Rounds between them."""
+
+SETTLED = 50
+"""Rounds after which a process has all the memory that it will ever need."""
+
+LAST = 10
+"""Rounds whose median is what a process has in the end."""
+
+GROWTH = 0.05
+"""More than this is a leak."""
+
+GRACE = 60.0
+"""Seconds that Ray's processes get to end by themselves, on a machine that may be busy."""
+
+
+@lru_cache(maxsize=1)
+def plan(rounds: int, classes: int, seed: int) -> dict[tuple[int, int], str]:
+    """{(round, class): fault}, the same in every process. Round 1 is spared: nobody has anything to replay yet."""
+    rng, found = random.Random(derive(seed, "soak")), {}
+    lonely = [(round_, rng.randrange(classes)) for round_ in range(2, rounds + 1, APART)]
+    others = [(round_, y) for round_ in range(2, rounds + 1) for y in range(classes) if (round_ - 2) % APART]
+    rng.shuffle(lonely)
+    rng.shuffle(others)
+    for fault, (share, _) in FAULTS.items():
+        places = lonely if fault in ALONE else others
+        for _ in range(max(1, round(share * rounds * classes))):
+            found[places.pop()] = fault
+    return found
+
+
+# The client's side
+
+client = ClientApp()
+client.query()(hello)
+
+
+@client.train()
+def struck(message: Message, context: Context) -> Message:
+    """A round of the real client, and what befalls it."""
+    order = message.content.config_records["order"]
+    settings, classes = json.loads(order["settings"]), int(context.node_config["num-partitions"])
+    place = (int(order["round"]), int(context.node_config["partition-id"]))
+    fault = plan(settings["rounds"], classes, settings["seed"]).get(place)
+    if fault == "raises":
+        raise RuntimeError("struck before training")
+    before = RecordDict(dict(context.state))
+    reply = train(message, context)
+    context.state.update(reply.content)
+    mark = Path(settings["store"]) / f"killed-{place}"
+    if fault == "killed" and not mark.exists():  # once: the server sends the order anew
+        mark.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    if fault == "late":
+        time.sleep(settings["timeout"] + 1)
+    if fault == "garbage":
+        network = reply.content.array_records["network"]
+        reply.content["network"] = ArrayRecord({name: Array(a.numpy() * float("nan")) for name, a in network.items()})
+    return Message(before, reply_to=message) if fault == "replay" else reply
+
+
+# The server's side
+
+
+class Soak(Simulation):
+    """A simulation whose replies are struck by the plan, and whose processes are measured after every round."""
+
+    def __init__(self, config: RunConfig, cpus: int = 0):
+        super().__init__(config, cpus, gpus=0, app=App(prepare, self._serve, client))
+        self.plan = plan(config.rounds, self.classes, config.seed)
+
+    def _serve(self, grid: Grid, strategy: MutualLearning) -> None:
+        pull = grid.pull_messages
+        grid.pull_messages = lambda ids: pull(set(ids) - self._lost())
+        serve(grid, strategy)
+
+    def _lost(self) -> set[str]:
+        """Orders whose replies do not come through."""
+        orders = self.strategy.orders.items()
+        return {order.metadata.message_id for y, order in orders if self.plan.get((self.strategy.round, y)) == "lost"}
+
+    def run(self, on_round: OnRound = lambda rows: None) -> Path:
+        folder = self.strategy.journal.folder
+        os.environ[MARK] = str(folder)  # Ray's processes inherit it, and are known by it
+        with (folder / "memory.csv").open("w", newline="") as file:
+            table = csv.writer(file)
+            table.writerow(("round", "pid", "process", "resident"))
+
+            def measured(rows: list[dict[str, Any]]) -> None:
+                for pid in (os.getpid(), *living(folder)):
+                    with suppress(OSError):  # it has just ended
+                        table.writerow((rows[0]["round"], pid, *resident(pid)))
+                file.flush()
+                on_round(rows)
+
+            return super().run(measured)
+
+
+def resident(pid: int) -> tuple[str, float]:
+    """(what process that is, its resident memory in MB)."""
+    words = Path(f"/proc/{pid}/cmdline").read_bytes().decode().split("\0")
+    name = next((Path(word).stem for word in words if word.endswith(".py")), Path(words[0]).name)
+    kilobytes = re.search(r"^VmRSS:\s+(\d+)", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE)
+    return "server" if pid == os.getpid() else name.partition(".")[0], int(kilobytes[1]) / 1024
+
+
+# What became of it
+
+
+Rows = list[dict[str, Any]]
+
+
+def soak(rounds: int, out: Path, cpus: int, on_round: OnRound) -> tuple[Rows, Rows, list[str]]:
+    """A soak in the new folder `out`, with its figure `memory.png`; a row a fault, a row a process, what is wrong.
+
+    Raises:
+        UserError: the folder holds a run.
+        RunFailed: no client gets through.
+    """
+    simulation = Soak(RunConfig.of(SETTINGS, {"rounds": rounds, "out": str(out)}), cpus)
+    folder = simulation.run(on_round)
+    deadline = time.monotonic() + GRACE
+    while (left := living(folder)) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    accounts, wrong = account(read_history(folder), simulation.plan, rounds, simulation.classes)
+    memory = read_memory(folder)
+    grown = growth(memory)
+    draw(memory, [round_ for (round_, _), fault in simulation.plan.items() if fault == "killed"], folder / "memory.png")
+    wrong += [f"process {pid} was left behind" for pid in left]
+    wrong += [f"{row['process']} grew by {row['growth']:.1%}" for row in grown if row["growth"] > GROWTH]
+    return accounts, grown, wrong
+
+
+def account(history: Rows, faults: dict[tuple[int, int], str], rounds: int, classes: int) -> tuple[Rows, list[str]]:
+    """For each fault how many replies it struck and what the history says of them; and lines that should be others."""
+    places = [(line["round"], line["class"]) for line in history]
+    complete = places == [(round_, y) for round_ in range(1, rounds + 1) for y in range(classes)]
+    wrong = (
+        [] if complete else [f"the history has {len(places)} lines, not one for each round and class in their order"]
+    )
+    seen = {fault: Counter() for fault in ("none", *FAULTS)}
+    for place, line in zip(places, history, strict=True):
+        fault, status = faults.get(place, "none"), line["status"]
+        seen[fault][status] += 1
+        expected = FAULTS[fault][1] if fault in FAULTS else "ok"
+        if status != expected:
+            wrong.append(f"round {place[0]}, class {place[1]}, {fault}: {status}, not {expected}: {line['reason']}")
+    statuses = ("ok", "error", "rejected", "missing", "idle")
+    table = [{"fault": fault, "replies": seen[fault].total()} | {s: seen[fault][s] for s in statuses} for fault in seen]
+    return table, wrong
+
+
+def read_memory(folder: Path) -> dict[tuple[str, int], dict[int, float]]:
+    """{(process, pid): {round: resident memory in MB}} of a soak. A process has the last name that it took."""
+    names: dict[int, str] = {}
+    found: dict[int, dict[int, float]] = {}
+    with (folder / "memory.csv").open() as file:
+        for row in csv.DictReader(file):
+            pid = int(row["pid"])
+            names[pid] = row["process"]
+            found.setdefault(pid, {})[int(row["round"])] = float(row["resident"])
+    return {(names[pid], pid): measured for pid, measured in found.items()}
+
+
+def growth(memory: dict[tuple[str, int], dict[int, float]]) -> Rows:
+    """For each process that outlived its first rounds: MB after them, in the end and at most, and growth.
+
+    Growth is from the former to the end, the median of the last `LAST` rounds: a peak that goes away is none.
+    """
+    rows = []
+    for (process, pid), measured in memory.items():
+        values = list(measured.values())
+        if len(values) > SETTLED:
+            before, after = values[SETTLED - 1], median(values[SETTLED:][-LAST:])
+            row = {"process": process, "pid": pid, "rounds": len(values), "settled_mb": before, "end_mb": after}
+            rows.append(row | {"most_mb": max(values[SETTLED:]), "growth": after / before - 1})
+    return rows
+
+
+def draw(memory: dict[tuple[str, int], dict[int, float]], killed: list[int], path: Path) -> None:
+    """Resident memory of every process over the rounds, a colour for each kind; where a client process was killed."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(8, 4), layout="constrained")
+    kinds = list(dict.fromkeys(process for process, _ in memory))
+    for (process, _), measured in memory.items():
+        axes.plot(measured.keys(), measured.values(), color=f"C{kinds.index(process)}", label=process, linewidth=1.2)
+    for round_ in killed:
+        axes.axvline(round_, color="0.8", label="a client process is killed", linewidth=0.8, zorder=0)
+    lines = dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))  # one for each kind
+    figure.legend(lines.values(), lines.keys(), loc="outside right upper", frameon=False)
+    axes.set(xlabel="round", ylabel="resident memory, MB", ylim=(0, None))
+    figure.savefig(path, dpi=130)
+    plt.close(figure)

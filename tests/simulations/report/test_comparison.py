@@ -1,0 +1,340 @@
+"""Arms compared, from fabricated run folders: intervals, sentences, leakage, the page and its pictures."""
+
+import io
+import json
+import re
+import xml.etree.ElementTree as ET
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from rich.console import Console
+from scipy import stats
+
+from fedmutual.errors import UserError
+from simulations.cli.tables import comparison_table
+from simulations.report import comparison_figures
+from simulations.report.comparison import Comparison, comparison
+from simulations.report.page import write_report
+from simulations.runs.arms import METHODS, arms_of
+from simulations.runs.folder import DATA, find_runs, read_runs
+from tests.simulations.report.test_page import Balance
+from tests.support.run_folders import fabricate
+
+pytestmark = pytest.mark.xdist_group("comparison")  # its fixtures are made once
+
+SVG = re.compile(r"<svg.*?</svg>", re.S)
+WORST = {  # of seeds 0, 1, 2; classes 0 and 1 are always at 2 and 3
+    "mutual-scarcity": [8.0, 8.4, 8.2],
+    "isolated": [9.1, 9.4, 9.3],
+    "fedavg": [8.1, 8.0, 8.6],
+    "pooled": [7.0, 7.5, 7.1],
+    "reweighted": [6.0, 6.6, 6.1],
+    "ridge": [7.8, 8.1, 7.9],
+    "memory": [16.0, 16.4, 16.2],
+}
+POOLED, CONTROLS = ("pooled", "reweighted", "cbdm", "central-igd", "shared-igd"), ("ridge", "copy-head", "memory")
+
+
+def data_of(method: str) -> str:
+    return "pooled" if method in POOLED else "control" if method in CONTROLS else "stays"
+
+
+def attack(y: int, value: float, name: str = "loss", t: float | None = 0.1, metric: str = "auc") -> dict[str, Any]:
+    row = {"method": "any", "seed": 0, "class": y, "n_train": 4, "attack": name, "t": t, "metric": metric}
+    return {**row, "value": value, "low": value - 0.1, "high": value + 0.1, "members": 4, "non_members": 20}
+
+
+def audit_of(tail: float) -> list[dict[str, Any]]:
+    """Class 2 leaks `tail` at the lower of two t; the control with shuffled labels would be stronger."""
+    rows = [attack(y, 0.55) for y in (0, 1)] + [attack(2, tail), attack(2, tail - 0.2, t=0.5)]
+    rows += [attack(y, 0.5, "control-shuffled") for y in range(3)]
+    return [*rows, attack(2, 0.25, "extraction", None, "extracted")]
+
+
+def compared(folder: Path, worst: dict[str, Sequence[float]]) -> Path:
+    """A folder as `compare` leaves it: DIR/<method>/seed-<s>."""
+    for method, values in worst.items():
+        for seed, value in enumerate(values):
+            audit = audit_of(0.9 + 0.01 * seed) if method != "memory" else ()
+            facts = {"data": data_of(method), "gradient_steps_per_class": 600, "samples_seen_per_class": 19200}
+            facts |= {"bytes_down": 9_000_000, "bytes_up": 1_000_000, "seconds_training": 12.5}
+            fd = [2.0, 3.0, value]
+            fabricate(folder / method / f"seed-{seed}", method, seed, fd=fd, audit=audit, **facts)
+    return folder
+
+
+def of(folder: Path) -> Comparison:
+    return Comparison(arms_of(read_runs([folder])))
+
+
+def row_of(rows: list[dict[str, Any]], method: str, class_: Any) -> dict[str, Any]:
+    return next(row for row in rows if (row["method"], row["class"], row["metric"]) == (method, class_, "fd"))
+
+
+@pytest.fixture
+def seven(tmp_path: Path) -> Path:
+    return compared(tmp_path / "all", WORST)
+
+
+def test_differences_are_paired_and_their_intervals_are_students(seven: Path) -> None:
+    ours, isolated = (np.array(WORST[method]) for method in ("mutual-scarcity", "isolated"))
+    row = row_of(comparison([seven]), "mutual-scarcity", "worst")
+    paired = stats.ttest_rel(ours, isolated).confidence_interval()
+    single = stats.ttest_1samp(ours, 0).confidence_interval()
+    assert row["seeds"] == 3
+    assert (row["mean"] - row["ci95"], row["mean"] + row["ci95"]) == pytest.approx((single.low, single.high))
+    low, high = (row["versus_isolated"] + sign * row["versus_isolated_ci95"] for sign in (-1, 1))
+    assert (low, high) == pytest.approx((paired.low, paired.high))
+    assert row["versus_pooled"] == pytest.approx(np.mean(ours - WORST["pooled"]))
+
+
+def test_only_seeds_of_both_arms_are_paired(tmp_path: Path) -> None:
+    folder = compared(tmp_path, {"mutual-scarcity": [8.0, 9.0, 50.0], "isolated": [9.0, 9.0]})
+    row = row_of(comparison([folder]), "mutual-scarcity", "worst")
+    assert row["versus_isolated"] == pytest.approx(-0.5)
+    assert row["versus_pooled"] is None
+    assert row_of(comparison([folder]), "isolated", "worst")["versus_isolated"] is None
+
+
+def test_rows_are_json_and_tell_samples_costs_and_leakage(seven: Path) -> None:
+    rows = comparison([seven])
+    assert json.loads(json.dumps(rows, allow_nan=False)) == rows
+    row = row_of(rows, "pooled", 2)
+    assert (row["data"], row["name"], row["n_train"], row["n_real"]) == ("pooled", "newt", 4, 65)
+    assert (row["parameters"], row["bytes"], row["seconds"]) == (1234, 10_000_000, 12.5)
+    assert (row["mean"], row["leakage"]) == (pytest.approx(7.2), pytest.approx(0.91))
+    assert row_of(rows, "pooled", "largest")["mean"] == 2.0
+    assert row_of(rows, "memory", "worst")["leakage"] is None
+    assert [row["class"] for row in rows if row["arm"] == "pooled"][:4] == ["worst", "mean", "rarest", "largest"]
+
+
+def test_measures_of_all_classes_together_have_rows_and_a_table(tmp_path: Path) -> None:
+    runs = [fabricate(tmp_path / name, name, fd=[1, 2, 3]) for name in ("mutual-scarcity", "isolated")]
+    for run, score in zip(runs, (8.5, 8.0), strict=True):
+        with (run / "metrics.csv").open("a") as file:
+            file.write(f"any,0,all,,is-features,{score}\nany,0,all,,n_reference,195\n")
+    rows = [row for row in comparison(runs) if row["class"] == "all"]
+    assert [(row["metric"], row["mean"], row["versus_isolated"]) for row in rows] == [
+        ("is-features", 8.5, 0.5),
+        ("is-features", 8.0, None),
+    ]
+    page = write_report(runs, tmp_path / "page.html").read_text()
+    assert re.search(r'id="together".*?mutual-scarcity</th><td><b>8.50', page, re.S)
+
+
+def test_older_runs_lack_some_and_their_history_stands_in(tmp_path: Path) -> None:
+    row = row_of(comparison([fabricate(tmp_path / "a")]), "mutual", "worst")
+    assert (row["data"], row["bytes"], row["seconds"], row["leakage"]) == ("stays", 27_000_000, 18.0, None)
+    assert (row["ci95"], row["seeds"], row["versus_isolated_ci95"]) == (None, 1, None)
+
+
+def test_the_answer_says_what_it_costs_where_it_loses_and_what_leaks(seven: Path) -> None:
+    price, gain, exposure = of(seven).answer()
+    assert price.startswith("Keeping the data apart costs the worst class 1.00 ± 0.25 (95 % interval, 3 seeds)")
+    assert "against reweighted, the best of the pooled arms, 1.97 ± 0.38 worse" in price
+    assert "is better than isolated" in gain
+    assert "is worse than ridge (0.27 ± 0.14)" in gain
+    assert "differs from fedavg (±1.0) by no more than chance" in gain
+    assert "reweighted" not in gain
+    assert "AUC of 0.910 ± 0.025 (0.5 is a coin; isolated 0.91, fedavg 0.91, pooled 0.91)" in exposure
+    assert "regenerates 25\N{NO-BREAK SPACE}% of them, and the whole training moved 10 MB" in exposure
+
+
+@pytest.mark.parametrize(
+    ("pooled", "words"),
+    [
+        (
+            [8.2, 8.3, 8.2],
+            "For the worst class, keeping the data apart makes no difference beyond chance (±0.38; 95 % ",
+        ),
+        ([9.0, 9.4, 9.2], "costs the worst class nothing, it is 1.00 ± 0.00 better"),
+    ],
+)
+def test_a_cost_within_its_interval_and_none_are_said_as_such(tmp_path: Path, pooled: list, words: str) -> None:
+    worst = {method: WORST[method] for method in ("mutual-scarcity", "isolated")} | {"pooled": pooled}
+    assert words in of(compared(tmp_path, worst)).answer()[0]
+
+
+def test_without_pooled_or_audit_the_answer_says_that_it_does_not_know(tmp_path: Path) -> None:
+    runs = [fabricate(tmp_path / name, name, fd=[1, 2, 3]) for name in ("mutual-scarcity", "isolated", "ridge")]
+    price, gain, exposure = Comparison(arms_of(read_runs(runs))).answer()
+    assert "is not known, as no arm was trained on pooled data" in price
+    assert "is the same as isolated and ridge" in gain
+    assert "has not been measured" in exposure
+
+
+def test_arms_that_share_no_seed_are_not_held_against_each_other(tmp_path: Path) -> None:
+    runs = [fabricate(tmp_path / "m", "mutual-scarcity", 0, fd=[1, 2, 3])]
+    runs += [fabricate(tmp_path / name, name, 1, fd=[1, 2, 3], data=data_of(name)) for name in ("pooled", "reweighted")]
+    price, gain, _ = Comparison(arms_of(read_runs(runs))).answer()
+    assert "is not known, as mutual-scarcity and pooled share no seed" in price
+    assert "no other arm to hold it against" in gain
+
+
+def test_equal_values_are_the_same_and_one_seed_has_no_interval(tmp_path: Path) -> None:
+    arms = of(compared(tmp_path, {"mutual-scarcity": [8.0], "isolated": [8.0], "pooled": [7.0]}))
+    ours, isolated, pooled = (arms.arm(name) for name in ("mutual-scarcity", "isolated", "pooled"))
+    assert arms.judge(arms.versus(ours, isolated, "fd", "worst"), "fd") == ("same", "")
+    assert arms.judge(arms.versus(ours, pooled, "fd", "worst"), "fd") == ("worse", "1.00")
+    assert arms.answer()[1] == "For the worst class, mutual learning (mutual-scarcity) is the same as isolated."
+
+
+def test_leakage_is_the_strongest_attack_by_its_mean_and_never_the_control(tmp_path: Path) -> None:
+    def rows(weak: float, strong: float) -> list[dict[str, Any]]:
+        return [attack(2, weak), attack(2, strong, "gradient", None), attack(2, 0.99, "control-shuffled")]
+
+    folders = [
+        fabricate(tmp_path / str(seed), seed=seed, audit=rows(*aucs))
+        for seed, aucs in enumerate([(0.9, 0.7), (0.5, 0.8)])
+    ]
+    arms = Comparison(arms_of(read_runs(folders)))
+    leak = arms.leak(arms.arms[0], 2)
+    assert leak.mean == pytest.approx(0.75)  # gradient: .7 and .8, though loss has the highest single value
+    assert arms.leak(arms.arms[0], 0) is None
+    assert arms.leak(arms.arms[0], "worst").mean == pytest.approx(0.75)
+
+
+def test_arms_stand_in_order_of_what_is_done_with_the_data(tmp_path: Path) -> None:
+    folder = compared(tmp_path, {method: [8.0] for method in reversed(METHODS)})
+    assert [arm.label for arm in of(folder).arms] == list(METHODS)
+
+
+def test_a_folder_of_runs_stands_for_the_runs_in_it_each_once(seven: Path) -> None:
+    assert len(find_runs([seven])) == 21
+    assert find_runs([seven, seven / "ridge", seven / "ridge/seed-0"]) == find_runs([seven])
+    assert find_runs([seven / "ridge/seed-0"]) == [seven / "ridge/seed-0"]
+
+
+@pytest.mark.parametrize("content", ["{", '{"rows": 3}', '{"rows": [{"class": 0}]}', '{"rows": [{"class": 7}]}', "[]"])
+def test_a_damaged_audit_is_told_in_one_line(tmp_path: Path, content: str) -> None:
+    run = fabricate(tmp_path / "a")
+    (run / "audit.json").write_text(content)
+    with pytest.raises(UserError, match=re.escape(str(run / "audit.json"))) as caught:
+        comparison([run])
+    assert "\n" not in str(caught.value)
+
+
+def test_a_use_of_data_that_nobody_knows_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="data must be one of stays, pooled, control"):
+        comparison([fabricate(tmp_path / "a", data="elsewhere")])
+
+
+def test_the_terminal_table_has_an_arm_a_line_under_what_is_done_with_the_data(seven: Path) -> None:
+    console = Console(width=200, record=True, file=io.StringIO())
+    console.print(comparison_table(comparison([seven])))
+    lines = [re.split(r"\s{2,}", line.strip()) for line in console.export_text().splitlines() if line.strip()]
+    by_arm = {line[0]: line[1:] for line in lines}
+    assert [name for name in by_arm if name in DATA.values()] == list(DATA.values())
+    ours = ["8.20 ±0.50", "4.40 ±0.17", "8.20 ±0.50", "2.00 ±0.00", "-1.07 ±0.14", "+1.00 ±0.25", "0.910 ±0.025"]
+    assert by_arm["mutual-scarcity"] == [*ours, "10 MB"]
+    assert by_arm["fedavg"][4:6] == ["-1.03 ±0.87", "chance (±1.3)"]
+    assert by_arm["memory"][6] == "–"
+
+
+# The page
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("fourteen")
+    random = np.random.default_rng(0)
+    worst = {method: list(random.uniform(7, 12, 2)) for method in METHODS if method != "mutual"}
+    return write_report([compared(folder, worst)], folder / "report.html").read_text()
+
+
+def test_fourteen_arms_make_a_small_page_that_needs_nothing_else(page: str) -> None:
+    assert not re.search(r"(src|href)=[\"'](?!#|data:)", page)
+    assert "http" not in page
+    assert "<script" not in page
+    parser = Balance()
+    parser.feed(page)
+    assert (parser.wrong, parser.open) == ([], [])
+    assert len(page) < 1_000_000
+    for method in METHODS[1:]:
+        assert page.count(f'<th scope="row">{method}</th>') > 3
+
+
+def test_every_figure_is_told_in_words(page: str) -> None:
+    figures = SVG.findall(page)
+    assert len(figures) > 20
+    for figure in figures:
+        head = figure[: figure.index(">")]
+        assert 'aria-hidden="true"' in head or re.search(r'role="img" aria-label="[^"]+"', head)
+    assert all(re.search(r'alt="[^"]+"', image) for image in re.findall(r"<img[^>]*>", page))
+
+
+def boxes(figure: str) -> list[comparison_figures.Box]:
+    """Where the elements of an SVG lie; text on the safe side."""
+    found = []
+    for element in ET.fromstring(figure).iter():
+        kind, get = element.tag, lambda name, element=element: float(element.get(name))
+        if kind == "circle":
+            x, y, r = get("cx"), get("cy"), get("r")
+            found.append(comparison_figures.Box(x - r, y - r, x + r, y + r))
+        elif kind == "line":
+            xs, ys = sorted((get("x1"), get("x2"))), sorted((get("y1"), get("y2")))
+            found.append(comparison_figures.Box(xs[0], ys[0], xs[1], ys[1]))
+        elif kind == "polyline":
+            xs, ys = zip(*(map(float, point.split(",")) for point in element.get("points").split()), strict=True)
+            found.append(comparison_figures.Box(min(xs), min(ys), max(xs), max(ys)))
+        elif kind == "text":
+            wide, x, y = 5.6 * len(element.text), get("x"), get("y")
+            names = set(element.get("class").split())
+            left = x - wide if names & {"y", "end", "value"} else x - wide / 2 if "x" in names else x
+            found.append(comparison_figures.Box(left, y - 9, left + wide, y + 2))
+    return found
+
+
+def test_no_figure_draws_outside_its_box(page: str) -> None:
+    for figure in SVG.findall(page):
+        _, _, width, height = map(float, re.search(r'viewBox="([^"]+)"', figure)[1].split())
+        room = comparison_figures.Box(-1, -1, width + 1, height + 1)
+        assert all(box.inside(room) for box in boxes(figure)), figure[:300]
+
+
+@pytest.mark.parametrize(("width", "height"), [(720, 430), (350, 400)])
+@pytest.mark.parametrize("spread", [0.0, 0.02, 1.0])
+def test_names_in_the_picture_meet_neither_each_other_nor_a_circle(width: int, height: int, spread: float) -> None:
+    random = np.random.default_rng(1)
+    points = [
+        comparison_figures.Bubble(name, 0, 0.5 + 0.5 * x * spread, 0.01, 8 + 4 * y * spread, 9.0, 1e6 * k, "told")
+        for k, (name, (x, y)) in enumerate(zip(METHODS[1:], random.uniform(size=(14, 2)), strict=True))
+    ]
+    figure = comparison_figures.bubbles(points, "across", "up", "label", width, height)
+    elements = list(ET.fromstring(figure).iter())
+    names = [element for element in elements if element.tag == "text" and "name" in element.get("class")]
+    assert sorted(name.text for name in names) == sorted(METHODS[1:])
+    everything = boxes(figure)
+    kinds = [element for element in elements if element.tag in ("circle", "line", "text")]
+    shown = [box for box, kind in zip(everything, kinds, strict=True) if kind in names or kind.tag == "circle"]
+    labels = [box for box, kind in zip(everything, kinds, strict=True) if kind in names]
+    for label in labels:
+        assert sum(label.meets(other) for other in shown) == 1  # itself
+
+
+def test_the_page_has_answer_table_picture_and_folded_details_in_this_order(page: str) -> None:
+    marks = [
+        'class="answer"',
+        'id="arms"',
+        'class="bubbles',
+        'class="dots"',
+        "<details>",
+        'id="samples"',
+        'id="leakage"',
+    ]
+    places = [page.index(mark) for mark in marks]
+    assert places == sorted(places)
+    assert "<details>" not in page[: page.index('id="classes"')]
+    assert "Not audited, so not shown: memory" in page
+    assert "Not equal here" not in page
+
+
+def test_unequal_budgets_are_told(tmp_path: Path) -> None:
+    runs = [
+        fabricate(tmp_path / str(n), fd=[1, 2, n], gradient_steps_per_class=n, data=data)
+        for n, data in ((3, "stays"), (4, "pooled"))
+    ]
+    assert "Not equal here: gradient steps." in write_report(runs, tmp_path / "page.html").read_text()

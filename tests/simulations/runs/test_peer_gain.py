@@ -1,0 +1,80 @@
+"""What a class's peers know of its held-out samples that it does not."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from fedmutual.errors import UserError
+from fedmutual.evaluation.membership import TIMES
+from fedmutual.evaluation.peer_gain import pull
+from simulations.cli.options import app
+from simulations.runs.peer_gain import weigh_peers
+from tests.support.federation import federate
+
+
+def test_the_share_is_the_minimum_of_the_mixed_error():
+    rng = torch.Generator().manual_seed(0)
+    noise, wrong, other = torch.randn(3, 40, 6, generator=rng, dtype=torch.float64)
+    own, peers = noise + wrong, noise + 0.5 * wrong + 0.8 * other
+    found = pull(own, peers, noise)
+    errors = [float((own + w * (peers - own) - noise).square().mean()) for w in np.linspace(0, 1, 1001)]
+    assert found.share == pytest.approx(np.argmin(errors) / 1000, abs=1e-3)
+    assert 0.1 < found.share < 0.9
+    assert found.own - found.gain == pytest.approx(min(errors), abs=1e-5)
+    assert (found.own, found.peers) == (pytest.approx(errors[0]), pytest.approx(errors[-1]))
+    assert found.disagreement == pytest.approx(float((own - peers).square().mean()))
+
+
+def test_peers_that_know_all_take_over_and_peers_that_know_nothing_are_left():
+    noise = torch.linspace(-1, 1, 12, dtype=torch.float64).reshape(3, 4)
+    assert pull(noise + 1, noise, noise)[3:] == (1.0, 1.0)
+    assert pull(noise, noise + 1, noise)[3:] == (0.0, 0.0)
+    assert pull(noise + 1, noise + 2, noise)[3:] == (0.0, 0.0)  # further in the same direction
+    assert pull(noise + 1, noise - 0.1, noise).share == pytest.approx(1 / 1.1)
+    assert pull(noise + 1, noise + 1, noise)[2:] == (0.0, 0.0, 0.0)
+
+
+def test_a_run_is_weighed_class_by_class(small):
+    config = small()
+    federate(config)
+    done = []
+    rows = weigh_peers(Path(config.out), on_class=done.append)
+    classes = sorted({row["class"] for row in rows if isinstance(row["class"], int)})
+    assert done == classes
+    assert [(row["class"], row["t"]) for row in rows] == [(y, t) for y in [*classes, "rarest", "mean"] for t in TIMES]
+    assert rows == weigh_peers(Path(config.out))  # nothing is left to chance
+    for row in rows:
+        assert 0 <= row["share"] <= 1
+        assert 0 <= row["gain"] <= row["own"]
+    first = [row for row in rows if row["t"] == TIMES[3]]
+    own = {row["class"]: row["own"] for row in first}
+    assert own["mean"] == pytest.approx(np.mean([own[y] for y in classes]))
+    counts = {row["class"]: row["n_train"] for row in first}
+    assert own["rarest"] == pytest.approx(np.mean([own[y] for y in sorted(classes, key=counts.get)[:3]]))
+    assert all(row["best_peer"] in set(classes) - {row["class"]} for row in first if row["class"] in classes)
+
+
+def test_the_command_prints_both_tables_or_the_rows(small):
+    config = small()
+    federate(config)
+    told = CliRunner().invoke(app, ["peers", config.out])
+    assert told.exit_code == 0
+    assert [line.strip() for line in told.stdout.splitlines() if "class" in line or "rarest" in line] == [
+        "all classes",
+        "three rarest",
+    ]
+    assert sum(line.startswith(f"{t:g} ") for line in told.stdout.splitlines() for t in TIMES) == 2 * len(TIMES)
+    as_json = CliRunner().invoke(app, ["peers", config.out, "--json"])
+    rows = [{"run": config.out, **row} for row in weigh_peers(Path(config.out))]
+    assert json.loads(as_json.stdout)["rows"] == rows
+
+
+def test_held_out_samples_and_peers_are_needed(small):
+    config = small(held_out=0)
+    federate(config)
+    with pytest.raises(UserError, match="train with held-out above 0"):
+        weigh_peers(Path(config.out))
