@@ -78,11 +78,11 @@ def _train(message: Message, context: Context) -> Message:
     data = own_data(config, y, device)
     player = Player.start(build(config, tuple(data.train.shape[1:]), y).to(device), config)
     initial = {name: tensor.detach().cpu().clone() for name, tensor in player.network.state_dict().items()}
-    limit = norm_limit(initial, config.norm_bound)
+    limit = norm_limit(initial, config.federation.norm_bound)
     # All that arrived is checked before the store is touched.
     peers = _peers(message.content, order, config, player.network, initial, limit)
     store = Store(store_root(config), order["run"], y)
-    with store.locked(config.timeout):
+    with store.locked(config.federation.timeout):
         numbers = store.restore(player, attempt, round_, checkpointed)
         if not numbers and order["reported"]:
             raise LostState(f"this client's state of round {order['reported']} is gone: restore its store")
@@ -112,11 +112,11 @@ def _round(player: Player, data: ClassData, peers: Peers, config: RunConfig, y: 
         "gradient-norm": steps.gradient_norm,
         "seconds": seconds,
     }
-    if config.evaluate_every and round_ % config.evaluate_every == 0 and len(data.held_out):
+    if config.federation.evaluate_every and round_ % config.federation.evaluate_every == 0 and len(data.held_out):
         shown = copy.deepcopy(player.network)
         shown.load_state_dict(player.published())
         numbers["held-out-loss"] = held_out_loss(shown, data.held_out, config, process, y)
-    if config.share_counts:
+    if config.federation.share_counts:
         numbers["count"] = len(data.train)
     return numbers
 
@@ -141,7 +141,11 @@ def node_settings(context: Context) -> dict[str, str]:
 
 def store_root(config: RunConfig) -> Path:
     """Where this client keeps its state."""
-    return Path(config.store).expanduser() if config.store else Path.home() / ".fedmutual" / "clients"
+    return (
+        Path(config.federation.store).expanduser()
+        if config.federation.store
+        else Path.home() / ".fedmutual" / "clients"
+    )
 
 
 @lru_cache(maxsize=16)
@@ -151,7 +155,7 @@ def own_data(config: RunConfig, y: int, device: torch.device) -> ClassData:
     Raises:
         UserError: there is no class y, or its data are not told of or cannot be used.
     """
-    if config.data in ("npz", "folder") and not config.data_path:
+    if config.data.source in ("npz", "folder") and not config.data.path:
         raise UserError('this client has no data: start it with data-path="/path/to/them" in --node-config')
     if y >= num_classes(config):
         raise UserError(f"partition-id = {y}, and the classes are 0..{num_classes(config) - 1}")
@@ -160,7 +164,7 @@ def own_data(config: RunConfig, y: int, device: torch.device) -> ClassData:
     except UserError as error:
         log(ERROR, "this client's data cannot be used: %s", error)
         raise UserError("this client's data cannot be used: its own log says why") from None
-    dtype = getattr(torch, config.dtype)
+    dtype = getattr(torch, config.compute.dtype)
     return ClassData(data.train.to(device, dtype), data.held_out.to(device, dtype))
 
 
@@ -172,7 +176,9 @@ def _peers(
     Raises:
         Rejected: there are more than `peers-per-round`, or one fails a check of `unpack_network`.
     """
-    if 0 < config.peers_per_round < len(order["peers"]):
-        raise Rejected(f"the order holds {len(order['peers'])} peers, and peers-per-round = {config.peers_per_round}")
+    if 0 < config.mutual.peers_per_round < len(order["peers"]):
+        raise Rejected(
+            f"the order holds {len(order['peers'])} peers, and peers-per-round = {config.mutual.peers_per_round}"
+        )
     records = [content.array_records[name] for name in order["peers"]]
     return Peers(_loaded.load(records, own, initial, limit, config), order["weights"])

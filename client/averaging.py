@@ -54,7 +54,7 @@ def train(message: Message, context: Context) -> Message:
         "gradient-norm": steps.gradient_norm,
         "seconds": time.perf_counter() - started,
     }
-    if config.evaluate_every and round_ % config.evaluate_every == 0 and len(data.held_out):
+    if config.federation.evaluate_every and round_ % config.federation.evaluate_every == 0 and len(data.held_out):
         numbers["held-out-loss"] = held_out_loss(own, data.held_out, config, process, y)
     reply = RecordDict({"arrays": pack_parameters(network), "numbers": MetricRecord(numbers)})
     return Message(reply, reply_to=message)

@@ -1,13 +1,15 @@
 """Every setting, its default and its check: the one place that knows the names of settings.
 
 A setting is a Flower run-config key in kebab-case with a flat scalar value, the same in a preset, after `-s`
-and in `flwr run -c`. The defaults are the `digits` federation, but for `local-steps`, which a
-server of separate machines finds by itself.
+and in `flwr run -c`. Inside, settings come in frozen groups, so that a function takes the group that it needs. The
+defaults are the `digits` federation, but for `local-steps`, which a server of separate machines finds by itself.
 """
 
-from typing import Annotated, Any, Literal
+from collections.abc import Iterator
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic.fields import FieldInfo
 
 from fedmutual.errors import UserError
 
@@ -25,6 +27,7 @@ NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Greater = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Integers = Annotated[str, AfterValidator(_integers)]
 Weight = Literal["one", "t", "exp", "snr", "sigma"]
+Parametrisation = Literal["noise", "score", "velocity"]
 
 UNETS = {
     "unet-small": {"width": 16, "depth": 1, "multipliers": "1,2,4", "attention": "7,8"},
@@ -33,11 +36,9 @@ UNETS = {
 }
 """Sizes of the U-Net by name, for images of 28x28 and 32x32; the large one is CBDM's."""
 
-SOURCES = ("digits", "gaussians", "mnist", "fashion-mnist", "cifar10", "cifar100", "npz", "folder")
 
-
-class RunConfig(BaseModel):
-    """The settings of one run. Field descriptions are the documentation that `fedmutual settings` prints."""
+class Group(BaseModel):
+    """Settings that belong together; a field's alias is its flat key. `title` heads them in the documentation."""
 
     model_config = ConfigDict(
         alias_generator=lambda name: name.replace("_", "-"),
@@ -46,23 +47,28 @@ class RunConfig(BaseModel):
         populate_by_name=True,
         coerce_numbers_to_str=True,
     )
+    title: ClassVar[str]
 
-    # The run
-    seed: Count = Field(0, description="everything random follows from it")
-    rounds: Positive = Field(20, description="exchanges of networks")
-    local_steps: Count = Field(
-        0,
-        description="gradient steps of each client in a round; 0: as many as make its start-up 5 % of it (deployed)",
-    )
+
+class Compute(Group):
+    """Where and in which numbers the local steps are computed."""
+
+    title = "Computing"
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: a GPU where there is one")
     dtype: Literal["float32", "float64"] = Field("float32", description="of parameters and arithmetic")
     autocast: Literal["none", "bfloat16"] = Field(
         "none", description="bfloat16: networks run in it, and peers are held in it; losses and updates in dtype"
     )
 
-    # Data
-    data: Literal[SOURCES] = Field("digits", description="where samples come from")
-    data_path: str = Field("", description="torchvision root, .npz file, or folder of images")
+
+class Data(Group):
+    """Which samples there are, and how each class's are cut."""
+
+    title = "Data"
+    source: Literal["digits", "gaussians", "mnist", "fashion-mnist", "cifar10", "cifar100", "npz", "folder"] = Field(
+        "digits", alias="data", description="where samples come from"
+    )
+    path: str = Field("", alias="data-path", description="torchvision root, .npz file, or folder of images")
     download: bool = Field(False, description="let torchvision fetch a missing data set")
     mixture: str = Field("overlap", description="which family, for data = gaussians")
     classes: Count = Field(0, description="number of classes; 0: as the source has them")
@@ -76,20 +82,48 @@ class RunConfig(BaseModel):
     held_out: Count = Field(20, description="samples of each class kept from training, to choose settings by")
     test: Count = Field(65, description="samples of each class kept for the report alone; 0: all of a test part")
 
-    # Diffusion
+    @property
+    def dims(self) -> tuple[int, ...]:
+        """The setting `shape` as numbers; empty when it is to be read off the source."""
+        return tuple(int(part) for part in self.shape.split(",")) if self.shape else ()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "Data":
+        if (self.imbalance == "counts") != bool(self.counts):
+            raise ValueError("imbalance = counts and the setting counts go together")
+        return self
+
+
+class Diffusion(Group):
+    """The forward process, and what a network learns of it."""
+
+    title = "Diffusion"
     process: Literal["ddpm", "ou"] = Field("ddpm", description="linear-beta DDPM or Ornstein-Uhlenbeck")
-    diffusion_steps: Annotated[int, Field(ge=2)] = Field(100, description="number of training times")
+    steps: Annotated[int, Field(ge=2)] = Field(100, alias="diffusion-steps", description="number of training times")
     horizon: Greater = Field(2.0, description="T of the Ornstein-Uhlenbeck process")
     stop: Greater = Field(1e-3, description="time at which its reversal stops")
-    lambda_weight: Weight = Field("one", description="weight over t of the denoising loss")
-    omega_weight: Weight = Field("t", description="weight over t of the mutual term")
-
-    # Network
-    network: Literal["mlp", "random-features", "unet", *UNETS] = Field(
-        "mlp", description="the score network; unet: of the size that width, depth, multipliers and attention say"
-    )
-    parametrisation: Literal["noise", "score", "velocity"] = Field(
+    parametrisation: Parametrisation = Field(
         "noise", description="what the network puts out; velocity: alpha noise - sigma x_0"
+    )
+    lambda_weight: Weight = Field("one", description="weight over t of the denoising loss")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "Diffusion":
+        if self.process == "ddpm" and self.steps <= 20:
+            raise ValueError("diffusion-steps must be above 20 for process = ddpm, whose last beta is 20 / steps")
+        if self.process == "ou" and self.stop >= self.horizon:
+            raise ValueError("stop must be below horizon")
+        return self
+
+
+class Network(Group):
+    """The score network of one class."""
+
+    title = "Network"
+    kind: Literal["mlp", "random-features", "unet", "unet-small", "unet-medium", "unet-large"] = Field(
+        "mlp",
+        alias="network",
+        description="the score network; unet: of the size that width, depth, multipliers and attention say",
     )
     width: Positive = Field(192, description="units of the MLP, features, or the U-Net's base channels")
     depth: Positive = Field(3, description="layers of the MLP, or the U-Net's residual blocks a level")
@@ -97,71 +131,6 @@ class RunConfig(BaseModel):
     attention: Integers = Field("16", description="resolutions at which the U-Net attends")
     dropout: Fraction = Field(0.0, description="of the U-Net")
     shared_init: bool = Field(False, description="all classes start from the same draw (random features too)")
-
-    # Local learning
-    optimizer: Literal["adam", "sgd"] = Field("adam", description="of the local steps")
-    learning_rate: Greater = Field(1e-3, description="after warm-up")
-    schedule: Literal["constant", "cosine"] = Field("cosine", description="cosine: falls to 0 at the last round")
-    warmup: Count = Field(0, description="steps over which the learning rate rises from 0")
-    clip: NotNegative = Field(1.0, description="largest gradient norm; 0: no clipping")
-    weight_decay: NotNegative = Field(
-        0.0, description="decay of the parameters, in units of the learning rate (decoupled, as in AdamW)"
-    )
-    ema: Fraction = Field(0.999, description="decay of the averaged network that is published; 0: the iterate")
-    batch: Positive = Field(32, description="samples drawn for a step")
-    draws: Literal["fresh", "fixed"] = Field(
-        "fresh", description="fixed: every step uses all samples at all times with noise drawn once"
-    )
-    flips: bool = Field(False, description="mirror images at random")
-
-    # Mutual learning
-    beta: NotNegative = Field(3.0, description="strength of the mutual term; 0: isolated training")
-    beta_rule: Literal["constant", "scarcity"] = Field(
-        "scarcity", description="scarcity: beta r / (r + n), n this class's training samples"
-    )
-    scarcity: Greater = Field(10.0, description="r of the scarcity rule")
-    peer_weights: Literal["uniform"] = Field("uniform", description="Q: how much each peer counts")
-    peers_per_round: Count = Field(0, description="peers drawn by Q for each client; 0: all")
-    peers_per_step: Count = Field(
-        0, description="peers drawn by Q, among those of the round, for each local step; 0: all"
-    )
-    exchange: Literal["networks", "mean"] = Field(
-        "networks",
-        description="what a client receives: peers' networks, or one network with their mean parameters",
-    )
-
-    # Methods to compare with
-    tau: NotNegative = Field(1.0, description="strength of CBDM's regulariser, whose weight is tau t / T")
-    proximal_mu: Greater = Field(0.01, description="mu of FedProx, whose clients add mu / 2 ||w - w_server||²")
-
-    # Federation
-    participation: Annotated[float, Field(gt=0, le=1)] = Field(1.0, description="share of clients in a round")
-    min_clients: Count = Field(0, description="clients to wait for before round 1; 0: one for each class")
-    timeout: Greater = Field(3600.0, description="seconds to wait for a round's replies")
-    norm_bound: Greater = Field(100.0, description="largest norm of a reply over the initial network's")
-    max_reply_mb: NotNegative = Field(
-        0.0, description="largest reply that a deployed server takes in, in MB; 0: its network and 4 MB"
-    )
-    checkpoint_every: Positive = Field(1, description="rounds between checkpoints")
-    evaluate_every: Count = Field(1, description="rounds between held-out losses at the clients; 0: never")
-    share_counts: bool = Field(False, description="let clients report their number of samples")
-    resume: bool = Field(False, description="continue the run in `out` from its last checkpoint")
-    out: str = Field("", description="run folder at the server; empty: a new one under ~/.fedmutual/runs")
-    store: str = Field("", description="folder for a client's own state; empty: ~/.fedmutual/clients")
-
-    # Samples and measures
-    samples: Count = Field(500, description="generated samples of each class, for grids and metrics")
-    sampler: Literal["ddpm", "exponential", "ddim", "dpm-solver++"] = Field("ddpm", description="of samples")
-    sampling_steps: Count = Field(0, description="steps of the sampler; 0: one for each training time")
-    clip_samples: bool = Field(True, description="keep the sampler's guess of x_0 inside [-1, 1]")
-    extractor: str = Field(
-        "",
-        description="file for measures in features: of `fedmutual extractor` ({seed} stands for the seed), or the "
-        "literature's Inception weights (.pth); empty: none",
-    )
-    audit_candidates: Positive = Field(
-        500, description="members, and as many others, of a class that an audit asks about at most, 64 calls each"
-    )
 
     @model_validator(mode="before")
     @classmethod
@@ -177,57 +146,203 @@ class RunConfig(BaseModel):
         return {**settings, **size} if size else settings
 
     @model_validator(mode="after")
-    def _consistent(self) -> "RunConfig":
-        if self.process == "ddpm" and self.diffusion_steps <= 20:
-            raise ValueError("diffusion-steps must be above 20 for process = ddpm, whose last beta is 20 / steps")
-        if self.process == "ou" and self.stop >= self.horizon:
-            raise ValueError("stop must be below horizon")
-        if self.sampling_steps > self.diffusion_steps:
-            raise ValueError("sampling-steps must not exceed diffusion-steps")
+    def _consistent(self) -> "Network":
         if not self.multipliers or "0" in self.multipliers.replace(" ", "").split(","):
             raise ValueError("multipliers must be numbers from 1, one for each level of the U-Net, such as 1,2,2,2")
+        return self
+
+
+class Optimiser(Group):
+    """The local steps of one client."""
+
+    title = "Local learning"
+    name: Literal["adam", "sgd"] = Field("adam", alias="optimizer", description="of the local steps")
+    learning_rate: Greater = Field(1e-3, description="after warm-up")
+    schedule: Literal["constant", "cosine"] = Field("cosine", description="cosine: falls to 0 at the last round")
+    warmup: Count = Field(0, description="steps over which the learning rate rises from 0")
+    clip: NotNegative = Field(1.0, description="largest gradient norm; 0: no clipping")
+    weight_decay: NotNegative = Field(
+        0.0, description="decay of the parameters, in units of the learning rate (decoupled, as in AdamW)"
+    )
+    ema: Fraction = Field(0.999, description="decay of the averaged network that is published; 0: the iterate")
+    batch: Positive = Field(32, description="samples drawn for a step")
+    draws: Literal["fresh", "fixed"] = Field(
+        "fresh", description="fixed: every step uses all samples at all times with noise drawn once"
+    )
+    flips: bool = Field(False, description="mirror images at random")
+
+
+class Mutual(Group):
+    """The mutual-learning term, and whom a class learns from."""
+
+    title = "Mutual learning"
+    beta: NotNegative = Field(3.0, description="strength of the mutual term; 0: isolated training")
+    rule: Literal["constant", "scarcity"] = Field(
+        "scarcity", alias="beta-rule", description="scarcity: beta r / (r + n), n this class's training samples"
+    )
+    scarcity: Greater = Field(10.0, description="r of the scarcity rule")
+    omega_weight: Weight = Field("t", description="weight over t of the mutual term")
+    peer_weights: Literal["uniform"] = Field("uniform", description="Q: how much each peer counts")
+    peers_per_round: Count = Field(0, description="peers drawn by Q for each client; 0: all")
+    peers_per_step: Count = Field(
+        0, description="peers drawn by Q, among those of the round, for each local step; 0: all"
+    )
+    exchange: Literal["networks", "mean"] = Field(
+        "networks",
+        description="what a client receives: peers' networks, or one network with their mean parameters",
+    )
+
+
+class Rivals(Group):
+    """Settings of single methods to compare with."""
+
+    title = "Methods to compare with"
+    tau: NotNegative = Field(1.0, description="strength of CBDM's regulariser, whose weight is tau t / T")
+    proximal_mu: Greater = Field(0.01, description="mu of FedProx, whose clients add mu / 2 ||w - w_server||²")
+
+
+class Federation(Group):
+    """Who takes part in a round, what the server accepts, and where each side keeps its files."""
+
+    title = "Federation"
+    participation: Annotated[float, Field(gt=0, le=1)] = Field(1.0, description="share of clients in a round")
+    min_clients: Count = Field(0, description="clients to wait for before round 1; 0: one for each class")
+    timeout: Greater = Field(3600.0, description="seconds to wait for a round's replies")
+    norm_bound: Greater = Field(100.0, description="largest norm of a reply over the initial network's")
+    max_reply_mb: NotNegative = Field(
+        0.0, description="largest reply that a deployed server takes in, in MB; 0: its network and 4 MB"
+    )
+    checkpoint_every: Positive = Field(1, description="rounds between checkpoints")
+    evaluate_every: Count = Field(1, description="rounds between held-out losses at the clients; 0: never")
+    share_counts: bool = Field(False, description="let clients report their number of samples")
+    resume: bool = Field(False, description="continue the run in `out` from its last checkpoint")
+    out: str = Field("", description="run folder at the server; empty: a new one under ~/.fedmutual/runs")
+    store: str = Field("", description="folder for a client's own state; empty: ~/.fedmutual/clients")
+
+
+class Measuring(Group):
+    """Which samples are drawn, and how they are measured."""
+
+    title = "Samples and measures"
+    samples: Count = Field(500, description="generated samples of each class, for grids and metrics")
+    sampler: Literal["ddpm", "exponential", "ddim", "dpm-solver++"] = Field("ddpm", description="of samples")
+    sampling_steps: Count = Field(0, description="steps of the sampler; 0: one for each training time")
+    clip_samples: bool = Field(True, description="keep the sampler's guess of x_0 inside [-1, 1]")
+    extractor: str = Field(
+        "",
+        description="file for measures in features: of `fedmutual extractor` ({seed} stands for the seed), or the "
+        "literature's Inception weights (.pth); empty: none",
+    )
+    audit_candidates: Positive = Field(
+        500, description="members, and as many others, of a class that an audit asks about at most, 64 calls each"
+    )
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "Measuring":
         if self.samples == 1:
             raise ValueError("samples = 1 measures nothing: draw 2 or more of each class, or 0 for none")
-        if self.autocast != "none" and self.dtype != "float32":
+        return self
+
+
+class RunConfig(BaseModel):
+    """The settings of one run: three of its own, and groups of the others.
+
+    Build one by `of` from flat settings; `settings` is the way back.
+    """
+
+    model_config = ConfigDict(
+        alias_generator=lambda name: name.replace("_", "-"), frozen=True, extra="forbid", populate_by_name=True
+    )
+    title: ClassVar[str] = "The run"
+
+    seed: Count = Field(0, description="everything random follows from it")
+    rounds: Positive = Field(20, description="exchanges of networks")
+    local_steps: Count = Field(
+        0,
+        description="gradient steps of each client in a round; 0: as many as make its start-up 5 % of it (deployed)",
+    )
+    compute: Compute = Compute()
+    data: Data = Data()
+    diffusion: Diffusion = Diffusion()
+    network: Network = Network()
+    optimiser: Optimiser = Optimiser()
+    mutual: Mutual = Mutual()
+    rivals: Rivals = Rivals()
+    federation: Federation = Federation()
+    measuring: Measuring = Measuring()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "RunConfig":
+        if self.measuring.sampling_steps > self.diffusion.steps:
+            raise ValueError("sampling-steps must not exceed diffusion-steps")
+        if self.compute.autocast != "none" and self.compute.dtype != "float32":
             raise ValueError("autocast = bfloat16 goes with dtype = float32")
-        if self.peers_per_step and self.draws == "fixed":
+        if self.mutual.peers_per_step and self.optimiser.draws == "fixed":
             raise ValueError("peers-per-step needs draws = fresh: fixed draws meet each peer once a round as it is")
-        if (self.imbalance == "counts") != bool(self.counts):
-            raise ValueError("imbalance = counts and the setting counts go together")
         return self
 
     @classmethod
     def of(cls, *layers: dict[str, Any]) -> "RunConfig":
-        """The settings of `layers`, later ones first in force.
+        """The settings of the flat `layers`; where several give a key, the last of them counts.
 
         Raises:
             UserError: an unknown key, or a value that its check refuses; names the key.
         """
-        merged = {key: value for layer in layers for key, value in layer.items()}
+        nested: dict[str, Any] = {}
+        for key, value in {key: value for layer in layers for key, value in layer.items()}.items():
+            if key not in _PLACES:
+                raise UserError(f"unknown setting {key!r}: `fedmutual settings` lists them all")
+            group = _PLACES[key]
+            if group is None:
+                nested[key] = value
+            else:
+                nested.setdefault(group, {})[key] = value
         try:
-            return cls.model_validate(merged)
+            return cls.model_validate(nested)
         except ValidationError as error:
             raise UserError(_one_line(error)) from None
 
     def settings(self) -> dict[str, Any]:
-        """All settings by their kebab-case keys, as a preset or Flower's run config holds them."""
-        return self.model_dump(by_alias=True)
+        """All settings by their flat keys, as a preset or Flower's run config holds them."""
+        flat: dict[str, Any] = {}
+        for key, value in self.model_dump(by_alias=True).items():
+            flat |= value if isinstance(value, dict) else {key: value}
+        return flat
 
     def but(self, **changes: Any) -> "RunConfig":
-        """These settings with some changed, checked again."""
+        """These settings with some changed, by their keys with `_` for `-`, checked again."""
         return self.of(self.settings(), {key.replace("_", "-"): value for key, value in changes.items()})
 
-    @property
-    def dims(self) -> tuple[int, ...]:
-        """The setting `shape` as numbers; empty when it is to be read off the source."""
-        return tuple(int(part) for part in self.shape.split(",")) if self.shape else ()
+    @classmethod
+    def documented(cls) -> Iterator[tuple[str, str, FieldInfo]]:
+        """(title of the group, flat key, field) of every setting, in the order of `settings`."""
+        for group, key, field in _fields():
+            yield (cls if group is None else _GROUPS[group]).title, key, field
+
+
+_GROUPS: dict[str, type[Group]] = {
+    name: field.annotation
+    for name, field in RunConfig.model_fields.items()
+    if isinstance(field.annotation, type) and issubclass(field.annotation, Group)
+}
+
+
+def _fields() -> Iterator[tuple[str | None, str, FieldInfo]]:
+    """(group, or None for a setting of the run itself; flat key; field)."""
+    for name, field in RunConfig.model_fields.items():
+        if name not in _GROUPS:
+            yield None, str(field.alias), field
+        else:
+            yield from ((name, str(inner.alias), inner) for inner in _GROUPS[name].model_fields.values())
+
+
+_PLACES = {key: group for group, key, _ in _fields()}
+"""{flat key: its group}."""
 
 
 def _one_line(error: ValidationError) -> str:
     first = error.errors()[0]
-    key = ".".join(str(part) for part in first["loc"]).replace("_", "-")
-    if first["type"] == "extra_forbidden":
-        return f"unknown setting {key!r}: `fedmutual settings` lists them all"
     reason = first["msg"].removeprefix("Value error, ")
     reason = reason[:1].lower() + reason[1:]
-    return f"setting {key} = {first['input']!r}: {reason}" if key else reason
+    key = str(first["loc"][-1]) if first["loc"] else ""
+    return f"setting {key} = {first['input']!r}: {reason}" if key in _PLACES and key not in _GROUPS else reason

@@ -12,6 +12,6 @@ def pick_device(config: RunConfig) -> torch.device:
     Raises:
         UserError: `device = cuda` on a machine without a GPU.
     """
-    if config.device == "cuda" and not torch.cuda.is_available():
+    if config.compute.device == "cuda" and not torch.cuda.is_available():
         raise UserError("device = cuda, and torch sees no GPU here: use device = auto or cpu")
-    return torch.device("cuda" if config.device != "cpu" and torch.cuda.is_available() else "cpu")
+    return torch.device("cuda" if config.compute.device != "cpu" and torch.cuda.is_available() else "cpu")

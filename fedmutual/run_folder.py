@@ -18,10 +18,10 @@ from fedmutual.records import Network
 
 def run_folder(config: RunConfig) -> Path:
     """`out`, or a new folder named by the time."""
-    if config.out:
-        return Path(config.out).expanduser().resolve()
+    if config.federation.out:
+        return Path(config.federation.out).expanduser().resolve()
     stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
-    return Path.home() / ".fedmutual" / "runs" / f"{config.data}-{stamp}"
+    return Path.home() / ".fedmutual" / "runs" / f"{config.data.source}-{stamp}"
 
 
 def checkpoints(folder: Path) -> list[Path]:

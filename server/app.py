@@ -78,8 +78,10 @@ def prepare(config: RunConfig, on_round: OnRound = lambda rows: None) -> MutualL
     """
     config = settled_before(config)
     bank = Bank(config, sample_shape(config), num_classes(config))
-    if config.min_clients > bank.classes:
-        raise UserError(f"min-clients = {config.min_clients}, and there are {bank.classes} classes: lower it")
+    if config.federation.min_clients > bank.classes:
+        raise UserError(
+            f"min-clients = {config.federation.min_clients}, and there are {bank.classes} classes: lower it"
+        )
     return MutualLearning(config, bank, Journal(config, bank), on_round)
 
 
@@ -96,7 +98,7 @@ def serve(grid: Grid, strategy: MutualLearning) -> None:
     try:
         if not config.local_steps:
             settle(grid, strategy)
-        strategy.start(grid, ArrayRecord(), num_rounds=left, timeout=config.timeout)
+        strategy.start(grid, ArrayRecord(), num_rounds=left, timeout=config.federation.timeout)
     except BaseException:
         with suppress(Unwritable):  # on a full disk the first error says so, and the status stays as it was
             journal.write_run(status="stopped")

@@ -85,7 +85,7 @@ class Recorded:
         seconds = time.monotonic() - self.started
         rows = [{**self._line(round_, reply), "round_seconds": seconds} for reply in replies]
         self.journal.append(rows)
-        if round_ % self.config.checkpoint_every == 0 or round_ == self.config.rounds:
+        if round_ % self.config.federation.checkpoint_every == 0 or round_ == self.config.rounds:
             self.journal.checkpoint(self.shelf, round_, worst_gradient_norm(rows))
         self.on_round(rows)
         return arrays, metrics
@@ -98,7 +98,7 @@ class Recorded:
 
     def _keep(self, mean: dict[str, Tensor], round_: int) -> None:
         step = round_ * self.config.local_steps - 1
-        decay = min(self.config.ema, (1 + step) / (10 + step)) ** self.config.local_steps
+        decay = min(self.config.optimiser.ema, (1 + step) / (10 + step)) ** self.config.local_steps
         before = self.shelf.entries[SHARED].network
         average = {name: torch.lerp(tensor, before[name], decay) for name, tensor in mean.items()}
         self.shelf.entries = {SHARED: Made({**before, **average}, round_), ITERATE: Made(mean, round_)}
@@ -139,7 +139,7 @@ def prepare_fedavg(config: RunConfig) -> RecordedFedAvg:
 
 def prepare_fedprox(config: RunConfig) -> RecordedFedProx:
     """As `prepare_fedavg`."""
-    return _opened(RecordedFedProx(**_everyone(config), proximal_mu=config.proximal_mu), config)
+    return _opened(RecordedFedProx(**_everyone(config), proximal_mu=config.rivals.proximal_mu), config)
 
 
 def _everyone(config: RunConfig) -> dict[str, Any]:
@@ -163,7 +163,9 @@ def serve(grid: Grid, strategy: Recorded) -> None:
     orders = ConfigRecord({"settings": settings})
     try:
         left = config.rounds - strategy.done
-        strategy.start(grid, strategy.parameters(), num_rounds=left, timeout=config.timeout, train_config=orders)
+        strategy.start(
+            grid, strategy.parameters(), num_rounds=left, timeout=config.federation.timeout, train_config=orders
+        )
     except BaseException:
         journal.write_run(status="stopped")
         raise

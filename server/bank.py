@@ -37,10 +37,12 @@ class Bank:
         self.config, self.shape, self.classes = config, shape, classes
         self.entries: dict[int, Entry] = {}
         self.like: Network = build(config, shape, 0).state_dict()
-        self.norm_limit = norm_limit(self.like, config.norm_bound)
-        size, limit = sum(tensor.nbytes for tensor in self.like.values()), int(config.max_reply_mb * 1e6)
+        self.norm_limit = norm_limit(self.like, config.federation.norm_bound)
+        size, limit = sum(tensor.nbytes for tensor in self.like.values()), int(config.federation.max_reply_mb * 1e6)
         if 0 < limit < size:
-            raise UserError(f"max-reply-mb = {config.max_reply_mb:g} and a network takes {size / 1e6:.2g} MB: raise it")
+            raise UserError(
+                f"max-reply-mb = {config.federation.max_reply_mb:g} and a network takes {size / 1e6:.2g} MB: raise it"
+            )
         self.reply_limit = limit or size + ROOM
 
     @property

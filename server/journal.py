@@ -35,7 +35,7 @@ class Journal:
     def __init__(self, config: RunConfig, bank: Bank | Shelf):
         self.folder = run_folder(config)
         self.round, self.best = 0, (0, float("inf"))
-        if config.resume:
+        if config.federation.resume:
             self._reopen(config, bank)
         else:
             self._create(config, bank)
@@ -63,8 +63,8 @@ class Journal:
         self.write_run(
             run=self.run,
             attempt=self.attempt,
-            name=config.data,
-            method="mutual" if config.beta else "isolated",
+            name=config.data.source,
+            method="mutual" if config.mutual.beta else "isolated",
             class_names=class_names(config),
             training_counts=None,
             shape=list(bank.shape),
@@ -126,7 +126,7 @@ class Journal:
 def settled_before(config: RunConfig) -> RunConfig:
     """`config` with the number of local steps that the run in its folder settled on, if it is to go on with that."""
     path = run_folder(config) / "config.toml"
-    if not config.resume or config.local_steps or not path.exists():
+    if not config.federation.resume or config.local_steps or not path.exists():
         return config
     return config.but(local_steps=RunConfig.of(read_settings(path)).local_steps)
 
@@ -139,5 +139,5 @@ def check_resumable(folder: Path, config: RunConfig) -> None:
     changed = [key for key in now if now[key] != before[key] and key not in MAY_CHANGE]
     if changed:
         raise UserError(f"a resumed run keeps its settings, and {', '.join(changed)} would change: start a new run")
-    if now["rounds"] != before["rounds"] and config.schedule == "cosine":
+    if now["rounds"] != before["rounds"] and config.optimiser.schedule == "cosine":
         raise UserError("rounds cannot change under schedule = cosine, whose learning rate ends at 0 with them")

@@ -55,7 +55,7 @@ def settle(grid: Grid, strategy: MutualLearning) -> None:
         log(INFO, "trial of %d local steps: %.1f s, %.1f s of it gradient steps", steps, whole, training)
     start_up, step = whole - training, training / steps
     wanted = worthwhile_steps(start_up, step)
-    settled = max(1, min(math.ceil(MARGIN * wanted), int((FILLED * config.timeout - start_up) / step)))
+    settled = max(1, min(math.ceil(MARGIN * wanted), int((FILLED * config.federation.timeout - start_up) / step)))
     strategy.config = config.but(local_steps=settled)
     strategy.journal.write_settings(strategy.config)
     round_ = start_up + settled * step
@@ -63,7 +63,7 @@ def settle(grid: Grid, strategy: MutualLearning) -> None:
     log(INFO, words, settled, start_up, 100 * start_up / round_, round_)
     if settled < wanted:
         words = "rounds end at %.0f%% of timeout = %g: a higher one would let %d local steps make that %.0f%%"
-        log(WARNING, words, 100 * FILLED, config.timeout, wanted, 100 * (1 - WORTHWHILE))
+        log(WARNING, words, 100 * FILLED, config.federation.timeout, wanted, 100 * (1 - WORTHWHILE))
 
 
 def worthwhile_steps(start_up: float, step: float) -> int:
@@ -77,7 +77,7 @@ def _trial(grid: Grid, strategy: MutualLearning) -> tuple[float, float]:
         orders = list(strategy.configure_train(1, ArrayRecord(), ConfigRecord(), grid))
         if strategy.roster.simulated:
             raise UserError(f"{NO_STEPS} (who is told num-partitions counts as simulated)")
-        replies = list(grid.send_and_receive(orders, timeout=strategy.config.timeout))
+        replies = list(grid.send_and_receive(orders, timeout=strategy.config.federation.timeout))
         whole = time.monotonic() - strategy.started
         strategy.give_up()
         seconds, failures = _seconds(replies, whole)
@@ -85,7 +85,7 @@ def _trial(grid: Grid, strategy: MutualLearning) -> tuple[float, float]:
             raise RunFailed(f"no client got through a trial of local steps: {failures[0]}")
         if len(replies) == len(orders):
             return whole, max(seconds)
-        log(WARNING, "a trial took timeout = %g s, and not all replied: once more", strategy.config.timeout)
+        log(WARNING, "a trial took timeout = %g s, and not all replied: once more", strategy.config.federation.timeout)
     raise RunFailed(f"{PATIENCE} trials without a reply of every client: raise timeout, or set local-steps")
 
 

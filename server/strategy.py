@@ -69,7 +69,9 @@ class MutualLearning(Strategy):
         """One order for each taking-part client, with its peers."""
         self.round, self.grid = self.round + 1, grid
         if self.round == self.first_round:
-            self.roster.wait_for(self.config.min_clients or self.bank.classes, grid, self.config.timeout)
+            self.roster.wait_for(
+                self.config.federation.min_clients or self.bank.classes, grid, self.config.federation.timeout
+            )
         else:
             self.roster.greet(grid)
         nodes = self.roster.nodes
@@ -80,22 +82,24 @@ class MutualLearning(Strategy):
 
     def _participants(self, present: set[int]) -> list[int]:
         """The classes that take part: a share of all, of those that are there, drawn from (seed, round)."""
-        count = max(1, round(self.config.participation * self.bank.classes))
+        count = max(1, round(self.config.federation.participation * self.bank.classes))
         order = torch.randperm(self.bank.classes, generator=generator(self.config.seed, "server", self.round, "part"))
         return sorted([y for y in order.tolist() if y in present][:count])
 
     def _pool(self) -> dict[int, Entry]:
         """Who can be a peer: the classes that have reported; before anyone has, everyone as initialised."""
-        if not self.config.beta:
+        if not self.config.mutual.beta:
             return {}
         return self.bank.entries or {y: self.bank.initial(y) for y in range(self.bank.classes)}
 
     def _order(self, y: int, node: int, pool: dict[int, Entry]) -> Message:
         config = self.config
-        peers, weights = draw_peers(config.peer_weights, y, list(pool), config.peers_per_round, config.seed, self.round)
+        peers, weights = draw_peers(
+            config.mutual.peer_weights, y, list(pool), config.mutual.peers_per_round, config.seed, self.round
+        )
         entries = {f"peer-{z}": pool[z] for z in peers}
         records = {name: entry.record for name, entry in entries.items()}
-        if peers and config.exchange == "mean":
+        if peers and config.mutual.exchange == "mean":
             records, weights = {"peer-mean": self.bank.mean(list(entries.values()), weights)}, [1.0]
         order = pack_order(
             settings=json.dumps({**config.settings(), **self.for_clients}),
@@ -134,7 +138,7 @@ class MutualLearning(Strategy):
         rows = [{**line, "round_seconds": seconds} for line in lines.values()]
         self.journal.append(rows)
         self._judge(rows)
-        if self.round % self.config.checkpoint_every == 0 or self.round == self.config.rounds:
+        if self.round % self.config.federation.checkpoint_every == 0 or self.round == self.config.rounds:
             self.journal.checkpoint(self.bank, self.round, worst_gradient_norm(rows))
         self.on_round(rows)
         return None, None
@@ -149,7 +153,7 @@ class MutualLearning(Strategy):
             classes = {order.metadata.message_id: y for y, order in self.orders.items()}
             died = {classes.get(reply.metadata.reply_to_message_id) for reply in fresh if self._died(reply)} - {None}
             pause = PAUSE * 2 ** (sending - 2) if self.roster.simulated else 0.0
-            left = self.started + self.config.timeout - time.monotonic() - pause
+            left = self.started + self.config.federation.timeout - time.monotonic() - pause
             if not died or left <= 0:
                 break
             time.sleep(pause)

@@ -48,9 +48,9 @@ def game_of(config: RunConfig) -> Game:
         random = generator(config.seed, y, 0, "noise")
         noise = torch.randn(len(process), *x.shape, dtype=torch.float64, generator=random)
         samples.append(Sample(x[None], noise[None]))
-    weights = process.weight(config.lambda_weight), process.weight(config.omega_weight)
-    table = moments(Players(W, U, config.horizon), samples, process, *weights)
-    beta = torch.full((1, classes), config.beta, dtype=torch.float64)
+    weights = process.weight(config.diffusion.lambda_weight), process.weight(config.mutual.omega_weight)
+    table = moments(Players(W, U, config.diffusion.horizon), samples, process, *weights)
+    beta = torch.full((1, classes), config.mutual.beta, dtype=torch.float64)
     return Game(table, beta, uniform_peers(classes), torch.zeros_like(beta))
 
 

@@ -101,7 +101,7 @@ def test_stopping_and_resuming_equals_running_through(small, tmp_path, checkpoin
         federate(config, LocalGrid(range(10), interrupt))
     resumed = federate(config.but(resume=True), LocalGrid(range(10), seed=1))
     assert_same(networks(resumed), expected)
-    lines = [(line["round"], line["class"]) for line in read_history(Path(config.out))]
+    lines = [(line["round"], line["class"]) for line in read_history(Path(config.federation.out))]
     assert lines == [(round_, y) for round_ in range(1, 8) for y in range(10)]
 
 

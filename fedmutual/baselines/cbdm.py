@@ -32,14 +32,14 @@ def cbdm_loss(
 def cbdm(config: RunConfig, data: Data, on_round: OnRound = ignore) -> Trained:
     counts = torch.tensor([len(part.train) for part in data], dtype=torch.float64)
     counts = counts.to(data[0].train.device)
-    horizon = float(config.diffusion_steps) if config.process == "ddpm" else config.horizon
+    horizon = float(config.diffusion.steps) if config.diffusion.process == "ddpm" else config.diffusion.horizon
 
     def loss(network: nn.Module, batch: Batch, labels: Tensor, rng: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
         others = torch.multinomial(counts, len(labels), replacement=True, generator=rng)
         # One pass for both labels: half the overhead of two.
         both = network(batch.x.repeat(2, *[1] * (batch.x.ndim - 1)), batch.t.repeat(2), torch.cat([labels, others]))
         output, other = both.chunk(2)
-        weight = config.tau * batch.t / horizon
+        weight = config.rivals.tau * batch.t / horizon
         own, regulariser = cbdm_loss(output, other, batch.target, batch.denoising, weight)
         own, regulariser = own.mean(), regulariser.mean()
         return own + regulariser, own.detach(), regulariser.detach()

@@ -24,7 +24,7 @@ def central_igd(config: RunConfig, data: Data, on_round: OnRound = ignore) -> Tr
     players = [Player.start(build(config, shape, y).to(device), each_step) for y in range(len(data))]
     frozen = [freeze(copy.deepcopy(player.network), config) for player in players]
     others = [[network for z, network in enumerate(frozen) if z != y] for y in range(len(data))]
-    peers = [Peers(rest, [1 / len(rest)] * len(rest)) if config.beta else Peers() for rest in others]
+    peers = [Peers(rest, [1 / len(rest)] * len(rest)) if config.mutual.beta else Peers() for rest in others]
     seconds = [0.0] * len(data)
     for step in range(1, each_step.rounds + 1):
         for network, player in zip(frozen, players, strict=True):
@@ -39,7 +39,11 @@ def central_igd(config: RunConfig, data: Data, on_round: OnRound = ignore) -> Tr
             round_ = step // config.local_steps
             for y, (player, part) in enumerate(zip(players, data, strict=True)):
                 rows[y] |= {"seconds": seconds[y]}
-                if config.evaluate_every and round_ % config.evaluate_every == 0 and len(part.held_out):
+                if (
+                    config.federation.evaluate_every
+                    and round_ % config.federation.evaluate_every == 0
+                    and len(part.held_out)
+                ):
                     frozen[y].load_state_dict(player.published())
                     rows[y]["held_out"] = held_out_loss(frozen[y], part.held_out, config, process, y)
             seconds = [0.0] * len(data)

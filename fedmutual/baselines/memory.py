@@ -19,7 +19,7 @@ class Memory(nn.Module):
 
     def __init__(self, samples: Tensor, config: RunConfig):
         super().__init__()
-        self.samples, self.parametrisation = samples, config.parametrisation
+        self.samples, self.parametrisation = samples, config.diffusion.parametrisation
         self.process = make_process(config, samples.device)
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:

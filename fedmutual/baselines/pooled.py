@@ -27,7 +27,7 @@ def train_conditional(config: RunConfig, data: Data, draw: Draw, loss: Loss, on_
     for round_ in range(1, config.rounds + 1):
         conditional_steps(player, pool, draw, loss, together, process, round_)
         rows = [{"class": y} for y in range(classes)]
-        if config.evaluate_every and round_ % config.evaluate_every == 0:
+        if config.federation.evaluate_every and round_ % config.federation.evaluate_every == 0:
             published.load_state_dict(player.published())
             for y, part in enumerate(data):
                 if len(part.held_out):

@@ -55,9 +55,9 @@ def num_classes(config: RunConfig) -> int:
     Raises:
         UserError: a setting that contradicts the source, or nothing to read it from.
     """
-    if config.data not in ("npz", "folder") or not config.classes:
+    if config.data.source not in ("npz", "folder") or not config.data.classes:
         return len(class_names(config))
-    return config.classes
+    return config.data.classes
 
 
 def class_names(config: RunConfig) -> list[str]:
@@ -66,10 +66,10 @@ def class_names(config: RunConfig) -> list[str]:
     Raises:
         UserError: as `num_classes`.
     """
-    if config.data not in ("npz", "folder"):
+    if config.data.source not in ("npz", "folder"):
         return _constants(config)[0]
-    if config.classes:
-        return [str(y) for y in range(config.classes)]
+    if config.data.classes:
+        return [str(y) for y in range(config.data.classes)]
     return _open(config, "train", instead="classes").names
 
 
@@ -79,7 +79,7 @@ def sample_shape(config: RunConfig) -> tuple[int, ...]:
     Raises:
         UserError: as `num_classes`.
     """
-    if config.data not in ("npz", "folder"):
+    if config.data.source not in ("npz", "folder"):
         return _constants(config)[1]
     return _checked_dims(config) or _open(config, "train", instead="shape").shape
 
@@ -90,16 +90,16 @@ def load_class(config: RunConfig, y: int) -> ClassData:
     Raises:
         UserError: no such class, or data that cannot be used.
     """
-    if config.data == "gaussians":
+    if config.data.source == "gaussians":
         count = training_counts(config)[_existing(y, num_classes(config))]
-        _, held_out, train = _draw(config, y, config.test, config.held_out, count)
+        _, held_out, train = _draw(config, y, config.data.test, config.data.held_out, count)
         return ClassData(train, held_out)
     part = _open(config, "train")
     own = _own_rows(config, part, y)
     count = _training_count(config, part, y)
     _, held_out, pool = _cut(config, part, y, len(own))
     samples = _samples(part, own[np.concatenate([held_out, pool[:count]])])
-    return ClassData(samples[config.held_out :].clone(), samples[: config.held_out].clone())
+    return ClassData(samples[config.data.held_out :].clone(), samples[: config.data.held_out].clone())
 
 
 def load_test(config: RunConfig, y: int) -> Tensor:
@@ -108,17 +108,17 @@ def load_test(config: RunConfig, y: int) -> Tensor:
     Raises:
         UserError: as `load_class`, or a test part with fewer samples than the setting `test`.
     """
-    if config.data == "gaussians":
+    if config.data.source == "gaussians":
         _existing(y, num_classes(config))
-        return _draw(config, y, config.test)[0]
+        return _draw(config, y, config.data.test)[0]
     part = _open(config, "test")
     own = _own_rows(config, part, y)
     if not part.has_test:
         return _samples(part, own[_cut(config, part, y, len(own))[0]])
-    if len(own) < config.test:
-        raise UserError(f"the test part has {len(own)} samples of class {y}: lower test = {config.test}")
+    if len(own) < config.data.test:
+        raise UserError(f"the test part has {len(own)} samples of class {y}: lower test = {config.data.test}")
     order = torch.randperm(len(own), generator=generator(config.seed, y, 0, "test")).numpy()
-    return _samples(part, own[order[: config.test or len(own)]])
+    return _samples(part, own[order[: config.data.test or len(own)]])
 
 
 def load_unseen(config: RunConfig, y: int) -> Tensor:
@@ -127,7 +127,7 @@ def load_unseen(config: RunConfig, y: int) -> Tensor:
     Raises:
         UserError: as `load_class` and `load_test`.
     """
-    if config.data == "gaussians":
+    if config.data.source == "gaussians":
         return torch.cat([load_class(config, y).held_out, load_test(config, y)])
     part = _open(config, "train")
     own = _own_rows(config, part, y)
@@ -143,14 +143,14 @@ def training_counts(config: RunConfig) -> list[int]:
     Raises:
         UserError: settings that ask for more than there is, or a source that holds one client's class only.
     """
-    if config.data == "gaussians":
-        if not config.head_count and config.imbalance != "counts":
+    if config.data.source == "gaussians":
+        if not config.data.head_count and config.data.imbalance != "counts":
             raise UserError("gaussians have no largest count of their own: set head-count, such as 1000")
         return _counts(config, [_UNLIMITED] * num_classes(config))
     part = _open(config, "train")
     if len(part.names) == 1:
-        if config.classes > 1:
-            raise UserError(f"{config.data_path} holds one class of {config.classes}: the others are unknown")
+        if config.data.classes > 1:
+            raise UserError(f"{config.data.path} holds one class of {config.data.classes}: the others are unknown")
         return [_training_count(config, part, 0)]
     return _counts(config, _remaining(config, part))
 
@@ -167,7 +167,7 @@ def _existing(y: int, classes: int) -> int:
 def _own_rows(config: RunConfig, part: Part, y: int) -> np.ndarray:
     """Rows of class y, [n], in the order of the source."""
     if len(part.names) == 1:
-        _existing(y, config.classes or y + 1)
+        _existing(y, config.data.classes or y + 1)
         return np.flatnonzero(part.labels == 0)
     return np.flatnonzero(part.labels == _existing(y, len(part.names)))
 
@@ -176,24 +176,24 @@ def _cut(config: RunConfig, part: Part, y: int, size: int) -> list[np.ndarray]:
     """Positions within class y, which has `size` samples, of its test part, held-out part and pool."""
     _remaining(config, part)
     draw = generator(config.seed, y, 0, "split")
-    parts = long_tail.split(size, 0 if part.has_test else config.test, config.held_out, draw)
+    parts = long_tail.split(size, 0 if part.has_test else config.data.test, config.data.held_out, draw)
     return [positions.numpy() for positions in parts]
 
 
 def _remaining(config: RunConfig, part: Part) -> list[int]:
     """What each class has to train on beside its other parts."""
-    test = 0 if part.has_test else config.test
-    return long_tail.remaining(part.sizes, part.names, test, config.held_out)
+    test = 0 if part.has_test else config.data.test
+    return long_tail.remaining(part.sizes, part.names, test, config.data.held_out)
 
 
 def _counts(config: RunConfig, available: list[int]) -> list[int]:
     return long_tail.counts(
-        available, config.imbalance, config.imbalance_ratio, config.head_count, _explicit_counts(config)
+        available, config.data.imbalance, config.data.imbalance_ratio, config.data.head_count, _explicit_counts(config)
     )
 
 
 def _explicit_counts(config: RunConfig) -> list[int]:
-    return [int(count) for count in config.counts.split(",")] if config.counts else []
+    return [int(count) for count in config.data.counts.split(",")] if config.data.counts else []
 
 
 def _training_count(config: RunConfig, part: Part, y: int) -> int:
@@ -201,9 +201,9 @@ def _training_count(config: RunConfig, part: Part, y: int) -> int:
         return _counts(config, _remaining(config, part))[y]
     # A client's own file is as long as life made it: only an explicit count shortens it.
     (own,) = _remaining(config, part)
-    if config.imbalance != "counts":
+    if config.data.imbalance != "counts":
         return own
-    available = [_UNLIMITED] * (config.classes or len(_explicit_counts(config)))
+    available = [_UNLIMITED] * (config.data.classes or len(_explicit_counts(config)))
     available[_existing(y, len(available))] = own
     return _counts(config, available)[y]
 
@@ -213,27 +213,29 @@ def _training_count(config: RunConfig, part: Part, y: int) -> int:
 
 def _constants(config: RunConfig) -> tuple[list[str], tuple[int, ...]]:
     """Names and sample shape of a source that needs no data to tell them."""
-    if config.data == "gaussians":
+    if config.data.source == "gaussians":
         family = _family(config)
         names, shape = [str(y) for y in range(len(family))], (family[0].dimension,)
     else:
-        names, shape = _NAMED[config.data]
+        names, shape = _NAMED[config.data.source]
     _agree(config, len(names), shape)
     return list(names), shape
 
 
 def _agree(config: RunConfig, classes: int, shape: tuple[int, ...]) -> None:
-    if config.classes not in (0, classes):
-        raise UserError(f"classes = {config.classes}, but {config.data} has {classes}: leave classes at 0")
-    if config.dims not in ((), shape):
+    if config.data.classes not in (0, classes):
+        raise UserError(f"classes = {config.data.classes}, but {config.data.source} has {classes}: leave classes at 0")
+    if config.data.dims not in ((), shape):
         have = ",".join(map(str, shape))
-        raise UserError(f"shape = {config.shape}, but samples of {config.data} have {have}: leave shape empty")
+        raise UserError(
+            f"shape = {config.data.shape}, but samples of {config.data.source} have {have}: leave shape empty"
+        )
 
 
 def _family(config: RunConfig) -> list[Mixture]:
-    if config.mixture not in MIXTURES:
-        raise UserError(f"mixture = {config.mixture} is unknown: choose one of {', '.join(MIXTURES)}")
-    return MIXTURES[config.mixture]()
+    if config.data.mixture not in MIXTURES:
+        raise UserError(f"mixture = {config.data.mixture} is unknown: choose one of {', '.join(MIXTURES)}")
+    return MIXTURES[config.data.mixture]()
 
 
 def _draw(config: RunConfig, y: int, *sizes: int) -> list[Tensor]:
@@ -256,10 +258,10 @@ def _torchvision(config: RunConfig, which: Which) -> Part:
     from torchvision import datasets  # seconds to import
 
     names, shape = _constants(config)
-    remedy = "check the connection" if config.download else "set data-path to its folder, or download = true"
-    with mendable(f"{config.data} cannot be loaded from {config.data_path}", remedy):
-        dataset = getattr(datasets, _TORCHVISION[config.data])(
-            _path(config), train=which == "train", download=config.download
+    remedy = "check the connection" if config.data.download else "set data-path to its folder, or download = true"
+    with mendable(f"{config.data.source} cannot be loaded from {config.data.path}", remedy):
+        dataset = getattr(datasets, _TORCHVISION[config.data.source])(
+            _path(config), train=which == "train", download=config.data.download
         )
     images, labels = np.asarray(dataset.data), np.asarray(dataset.targets)
     return Part(names, labels, shape, lambda rows: images[rows], has_test=True)
@@ -270,26 +272,26 @@ def _torchvision(config: RunConfig, which: Which) -> Part:
 
 def _open(config: RunConfig, which: Which, instead: str = "") -> Part:
     """A part of the source, checked against the settings; `instead`: the setting that would make do without."""
-    if config.data in ("npz", "folder") and not _path(config).exists():
+    if config.data.source in ("npz", "folder") and not _path(config).exists():
         advice = f"set data-path, or {instead} where there is no data" if instead else "set data-path"
-        raise UserError(f"{config.data_path} is missing: {advice}")
-    if config.data == "npz":
+        raise UserError(f"{config.data.path} is missing: {advice}")
+    if config.data.source == "npz":
         part = npz(_path(config), which)
-    elif config.data == "folder":
+    elif config.data.source == "folder":
         part = folder(_path(config), _checked_dims(config))
     else:
-        part = _digits(config) if config.data == "digits" else _torchvision(config, which)
+        part = _digits(config) if config.data.source == "digits" else _torchvision(config, which)
     if len(part.names) > 1:
         _agree(config, len(part.names), part.shape)
     else:
-        _agree(config, config.classes, part.shape)
+        _agree(config, config.data.classes, part.shape)
     return part
 
 
 def _path(config: RunConfig) -> Path:
-    if not config.data_path:
-        raise UserError(f"data-path is missing: data = {config.data} is read from there")
-    return Path(config.data_path).expanduser()
+    if not config.data.path:
+        raise UserError(f"data-path is missing: data = {config.data.source} is read from there")
+    return Path(config.data.path).expanduser()
 
 
 def _samples(part: Part, rows: np.ndarray) -> Tensor:
@@ -307,7 +309,7 @@ def _samples(part: Part, rows: np.ndarray) -> Tensor:
 
 
 def _checked_dims(config: RunConfig) -> tuple[int, ...]:
-    dims = config.dims
-    if 0 in dims or (dims and config.data == "folder" and (len(dims) != 3 or dims[0] not in (1, 3))):
-        raise UserError(f"shape = {config.shape}: give channels (1 or 3 for images), height and width")
+    dims = config.data.dims
+    if 0 in dims or (dims and config.data.source == "folder" and (len(dims) != 3 or dims[0] not in (1, 3))):
+        raise UserError(f"shape = {config.data.shape}: give channels (1 or 3 for images), height and width")
     return dims

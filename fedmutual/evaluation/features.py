@@ -113,9 +113,9 @@ def read_extractor(config: RunConfig, device: torch.device) -> Extractor | None:
         UserError: no such file, a damaged one, one of other images or classes, or weights that are not the
             literature's.
     """
-    if not config.extractor:
+    if not config.measuring.extractor:
         return None
-    path = Path(config.extractor.replace("{seed}", str(config.seed))).expanduser()
+    path = Path(config.measuring.extractor.replace("{seed}", str(config.seed))).expanduser()
     if not path.is_file():
         raise UserError(f"extractor = {path} is missing: train one with `fedmutual extractor PRESET --out FILE`")
     if path.suffix == ".pth":
@@ -181,7 +181,7 @@ class Training:
         self.config, self.path, self.device = config, path, device
         self.shape, self.names = sample_shape(config), class_names(config)
         if len(self.shape) != 3 or len(self.names) < 2:
-            raise UserError(f"an extractor needs images of two classes or more, and {config.data} has none")
+            raise UserError(f"an extractor needs images of two classes or more, and {config.data.source} has none")
         self.test = [load_test(config, y) for y in range(len(self.names))]
         if not all(map(len, self.test)):
             raise UserError("there is no test part to tell the extractor's accuracy by: set test, such as test=65")
@@ -195,7 +195,7 @@ class Training:
             _train(network, images.to(self.device), labels.to(self.device), on_percent)
         right = [int((_classes(network, part.to(self.device)) == y).sum()) for y, part in enumerate(self.test)]
         meta = {
-            "data": self.config.data,
+            "data": self.config.data.source,
             "seed": self.config.seed,
             "shape": list(self.shape),
             "class_names": self.names,

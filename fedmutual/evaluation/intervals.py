@@ -16,14 +16,20 @@ class Estimate:
     seeds: int
 
     @classmethod
-    def of(cls, values: Iterable[float]) -> "Estimate | None":
-        """mean ± t_{0.975, n-1} s / sqrt(n) of n values; None without a value."""
-        values = np.fromiter(values, float)
-        count = len(values)
+    def of(cls, values: Iterable[float]) -> "Estimate":
+        """mean ± t_{0.975, n-1} s / sqrt(n) of n values, at least one."""
+        found = np.fromiter(values, float)
+        count = len(found)
         if count < 2:
-            return cls(float(values[0]), None, 1) if count else None
-        half = student.ppf(0.975, count - 1) * values.std(ddof=1) / np.sqrt(count)
-        return cls(float(values.mean()), float(half), count)
+            return cls(float(found[0]), None, 1)
+        half = student.ppf(0.975, count - 1) * found.std(ddof=1) / np.sqrt(count)
+        return cls(float(found.mean()), float(half), count)
+
+    @classmethod
+    def maybe(cls, values: Iterable[float]) -> "Estimate | None":
+        """As `of`; None without a value."""
+        known = list(values)
+        return cls.of(known) if known else None
 
     @property
     def by_chance(self) -> bool:

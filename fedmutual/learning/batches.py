@@ -36,15 +36,17 @@ def _batch(
     """The inputs of one or more steps, flat over them: `x0, noise: [rows, *dims]`, `index: [rows]`."""
     x, t = process.noised(x0, index, noise), process.times[index]
     alpha, sigma = expand(process.alpha[index], x0), expand(process.sigma[index], x0)
-    target = denoising_target(config.parametrisation, x0, noise, alpha, sigma)
-    denoising, mutual = (process.weight(name)[index] for name in (config.lambda_weight, config.omega_weight))
-    mean = peers.mean(x, t, config.autocast == "bfloat16")
+    target = denoising_target(config.diffusion.parametrisation, x0, noise, alpha, sigma)
+    denoising, mutual = (
+        process.weight(name)[index] for name in (config.diffusion.lambda_weight, config.mutual.omega_weight)
+    )
+    mean = peers.mean(x, t, config.compute.autocast == "bfloat16")
     return Batch(x, t, target, mean, denoising, mutual)
 
 
 def blocks(config: RunConfig, numbers: int) -> Iterator[tuple[int, int]]:
     """(first step, steps) of the blocks that `config.local_steps` are drawn in; `numbers` in one sample."""
-    size = max(1, BLOCK // (config.batch * numbers))
+    size = max(1, BLOCK // (config.optimiser.batch * numbers))
     for start in range(0, config.local_steps, size):
         yield start, min(size, config.local_steps - start)
 
@@ -52,14 +54,14 @@ def blocks(config: RunConfig, numbers: int) -> Iterator[tuple[int, int]]:
 def noised(x0: Tensor, peers: Peers, process: Process, config: RunConfig, rng: torch.Generator) -> Iterator[Batch]:
     """The batches of some steps on their samples `x0: [steps * batch, *dims]`, each at a time and noise of its own."""
     options = {"generator": rng, "device": x0.device}
-    if config.flips:
+    if config.optimiser.flips:
         mirrored = torch.rand(len(x0), **options) < 0.5
         x0 = torch.where(expand(mirrored, x0), x0.flip(-1), x0)
     index = torch.randint(len(process), (len(x0),), **options)
     noise = torch.randn(x0.shape, dtype=x0.dtype, **options)
     flat = _batch(x0, index, noise, peers, process, config)
-    steps = len(x0) // config.batch
-    chunks = [part.split(config.batch) if part is not None else [None] * steps for part in flat]
+    steps = len(x0) // config.optimiser.batch
+    chunks = [part.split(config.optimiser.batch) if part is not None else [None] * steps for part in flat]
     yield from map(Batch._make, zip(*chunks, strict=True))
 
 
@@ -76,7 +78,7 @@ def _fresh(
     `shares: [local_steps, peers]` says how much each peer counts in each step.
     """
     for start, steps in blocks(config, data[0].numel()):
-        rows = torch.randint(len(data), (steps * config.batch,), generator=rng, device=data.device)
+        rows = torch.randint(len(data), (steps * config.optimiser.batch,), generator=rng, device=data.device)
         seen = replace(peers, shares=shares[start : start + steps])
         yield from noised(data[rows], seen, process, config, rng)
 

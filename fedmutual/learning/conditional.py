@@ -88,7 +88,7 @@ def conditional_steps(
         Diverged: at the first step whose loss or gradient is not finite; the player is then spoilt.
         UserError: draws = fixed, which knows one class's samples only.
     """
-    if config.draws == "fixed":
+    if config.optimiser.draws == "fixed":
         raise UserError("one network for all classes needs draws of its own at each step: set -s draws=fresh")
     device = pool.samples.device
     rng = generator(config.seed, "all", round_, "steps", device=device)
@@ -97,9 +97,9 @@ def conditional_steps(
     with torch.random.fork_rng(devices=[device] if pool.samples.is_cuda else []):
         torch.manual_seed(derive(config.seed, "all", round_, "dropout"))
         for first, steps in blocks(config, pool.samples[0].numel()):
-            rows = draw(pool, first, steps, config.batch, rng)
+            rows = draw(pool, first, steps, config.optimiser.batch, rng)
             batches = noised(pool.samples[rows], Peers(), process, config, rng)
-            for batch, labels in zip(batches, pool.labels[rows].split(config.batch), strict=True):
+            for batch, labels in zip(batches, pool.labels[rows].split(config.optimiser.batch), strict=True):
                 whole, own, other = loss(player.network, batch, labels, rng)
                 measured.append((own, other, descend(player, parameters, whole, config)))
     return means(measured, f"all classes, round {round_}")

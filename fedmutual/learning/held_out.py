@@ -27,6 +27,6 @@ def held_out_loss(network: nn.Module, data: Tensor, config: RunConfig, process: 
     losses = []
     for index, xi in zip(times, noise, strict=True):
         batch = _batch(data, index.expand(len(data)), xi, Peers(), process, config)
-        output = predict(network, batch.x, batch.t, config.autocast == "bfloat16")
+        output = predict(network, batch.x, batch.t, config.compute.autocast == "bfloat16")
         losses.append(denoising_loss(output, batch.target, batch.denoising).mean())
     return float(torch.stack(losses).mean())

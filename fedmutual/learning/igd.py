@@ -59,12 +59,12 @@ def local_steps(
     if not config.local_steps:
         raise UserError(NO_STEPS)
     beta = effective_beta(config, len(data))
-    if config.draws == "fixed":
+    if config.optimiser.draws == "fixed":
         batches = _fixed(data, peers, process, config, generator(config.seed, y, 0, "noise", device=data.device))
     else:
         rng = generator(config.seed, y, round_, "steps", device=data.device)
         chance = generator(config.seed, y, round_, "peer-steps")
-        shares = draw_for_steps(peers.weights, config.peers_per_step, config.local_steps, chance)
+        shares = draw_for_steps(peers.weights, config.mutual.peers_per_step, config.local_steps, chance)
         batches = _fresh(data, peers, process, config, rng, shares)
     parameters = list(player.network.parameters())
     measured = []
@@ -91,7 +91,7 @@ def means(measured: Sequence[tuple[Tensor, Tensor, Tensor]], where: str) -> Step
 
 def _step(player: Player, parameters: list[Tensor], batch: Batch, beta: float, config: RunConfig) -> tuple[Tensor, ...]:
     """One update; returns (denoising loss, mutual loss, gradient norm before clipping) as scalars on the device."""
-    output = predict(player.network, batch.x, batch.t, config.autocast == "bfloat16")
+    output = predict(player.network, batch.x, batch.t, config.compute.autocast == "bfloat16")
     own = denoising_loss(output, batch.target, batch.denoising).mean()
     alone = batch.peer_mean is None
     pull = own.new_zeros(()) if alone else mutual_loss(output, batch.peer_mean, batch.mutual).mean()

@@ -97,6 +97,6 @@ class Peers:
 
 def effective_beta(config: RunConfig, count: int) -> float:
     """beta_y by the rule: beta, or beta r / (r + n_y), which spares a class with many samples its peers' pull."""
-    if config.beta_rule == "constant":
-        return config.beta
-    return config.beta * config.scarcity / (config.scarcity + count)
+    if config.mutual.rule == "constant":
+        return config.mutual.beta
+    return config.mutual.beta * config.mutual.scarcity / (config.mutual.scarcity + count)

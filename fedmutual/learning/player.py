@@ -21,8 +21,8 @@ class Player:
     @classmethod
     def start(cls, network: nn.Module, config: RunConfig) -> "Player":
         parameters = list(network.parameters())
-        options = {"lr": config.learning_rate, "weight_decay": config.weight_decay}
-        if config.optimizer == "adam":
+        options = {"lr": config.optimiser.learning_rate, "weight_decay": config.optimiser.weight_decay}
+        if config.optimiser.name == "adam":
             optimizer = torch.optim.AdamW(parameters, fused=True, **options)  # Adam where nothing decays
         else:
             optimizer = torch.optim.SGD(parameters, **options)
@@ -43,7 +43,7 @@ def predict(network: nn.Module, x: Tensor, t: Tensor, autocast: bool) -> Tensor:
 def freeze(network: nn.Module, config: RunConfig) -> nn.Module:
     """`network` as a peer, in place: evaluation mode, no gradients, parameters in the type that it runs in."""
     network.eval().requires_grad_(False)
-    if config.autocast == "bfloat16":
+    if config.compute.autocast == "bfloat16":
         for parameter in network.parameters():
             parameter.data = parameter.data.to(torch.bfloat16)
     return network
@@ -51,8 +51,8 @@ def freeze(network: nn.Module, config: RunConfig) -> nn.Module:
 
 def learning_rate(config: RunConfig, step: int) -> float:
     """eta at a step counted from 0 over the whole run: linear warm-up, then constant or a half cosine to 0."""
-    rate = config.learning_rate * min(1.0, (step + 1) / max(1, config.warmup))
-    if config.schedule == "cosine":
+    rate = config.optimiser.learning_rate * min(1.0, (step + 1) / max(1, config.optimiser.warmup))
+    if config.optimiser.schedule == "cosine":
         rate *= (1 + math.cos(math.pi * step / (config.rounds * config.local_steps))) / 2
     return rate
 
@@ -63,13 +63,13 @@ def descend(player: Player, parameters: list[Tensor], loss: Tensor, config: RunC
     loss.backward()
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
     norm = nn.utils.get_total_norm(gradients)
-    if config.clip:
-        nn.utils.clip_grads_with_norm_(parameters, config.clip, norm)
+    if config.optimiser.clip:
+        nn.utils.clip_grads_with_norm_(parameters, config.optimiser.clip, norm)
     for group in player.optimizer.param_groups:
         group["lr"] = learning_rate(config, player.step)
     player.optimizer.step()
     # A young average forgets its random start quickly, as in diffusers' EMAModel.
-    decay = min(config.ema, (1 + player.step) / (10 + player.step))
+    decay = min(config.optimiser.ema, (1 + player.step) / (10 + player.step))
     with torch.no_grad():
         torch._foreach_lerp_(player.average, parameters, 1 - decay)
     player.step += 1

@@ -23,7 +23,7 @@ def build(config: RunConfig, shape: tuple[int, ...], y: int) -> nn.Module:
     Raises:
         UserError: a U-Net for samples that are not images.
     """
-    return _build(config, shape, "all" if config.shared_init else y, classes=0)
+    return _build(config, shape, "all" if config.network.shared_init else y, classes=0)
 
 
 def build_conditional(config: RunConfig, shape: tuple[int, ...], classes: int) -> nn.Module:
@@ -38,20 +38,20 @@ def build_conditional(config: RunConfig, shape: tuple[int, ...], classes: int) -
 
 
 def _build(config: RunConfig, shape: tuple[int, ...], whose: int | str, classes: int) -> nn.Module:
-    horizon = float(config.diffusion_steps) if config.process == "ddpm" else config.horizon
+    horizon = float(config.diffusion.steps) if config.diffusion.process == "ddpm" else config.diffusion.horizon
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive(config.seed, whose, 0, "network"))
-        if config.network == "mlp":
-            network = MLP(shape, config.width, config.depth, horizon, classes)
-        elif config.network == "random-features":
-            network = RandomFeatures(shape, config.width, horizon, classes)
+        if config.network.kind == "mlp":
+            network = MLP(shape, config.network.width, config.network.depth, horizon, classes)
+        elif config.network.kind == "random-features":
+            network = RandomFeatures(shape, config.network.width, horizon, classes)
         else:
             from fedmutual.networks.unet import UNet  # diffusers takes seconds to import
 
             # DDPM's time is diffusers' timestep already; OU time is stretched over the same range.
-            time_scale = 1.0 if config.process == "ddpm" else 1000 / horizon
+            time_scale = 1.0 if config.diffusion.process == "ddpm" else 1000 / horizon
             network = UNet(shape, config, time_scale, classes)
-    return network.to(getattr(torch, config.dtype))
+    return network.to(getattr(torch, config.compute.dtype))
 
 
 class OfClass(nn.Module):

@@ -22,8 +22,8 @@ class UNet(nn.Module):
         super().__init__()
         if len(shape) != 3:
             raise UserError(f"network = unet needs images, and samples here have shape {shape}: use mlp")
-        multipliers = [int(part) for part in config.multipliers.split(",")]
-        attention = {int(part) for part in config.attention.split(",") if part}
+        multipliers = [int(part) for part in config.network.multipliers.split(",")]
+        attention = {int(part) for part in config.network.attention.split(",") if part}
         self.time_scale = time_scale
         stride = 2 ** (len(multipliers) - 1)
         self.padding = [math.ceil(side / stride) * stride - side for side in shape[1:]]
@@ -33,17 +33,17 @@ class UNet(nn.Module):
             sample_size=side,
             in_channels=shape[0],
             out_channels=shape[0],
-            block_out_channels=tuple(config.width * multiplier for multiplier in multipliers),
-            layers_per_block=config.depth,
+            block_out_channels=tuple(config.network.width * multiplier for multiplier in multipliers),
+            layers_per_block=config.network.depth,
             down_block_types=tuple("AttnDownBlock2D" if attend else "DownBlock2D" for attend in attends),
             up_block_types=tuple("AttnUpBlock2D" if attend else "UpBlock2D" for attend in reversed(attends)),
             attention_head_dim=None,
-            norm_num_groups=math.gcd(32, config.width),
+            norm_num_groups=math.gcd(32, config.network.width),
             norm_eps=1e-6,
             downsample_padding=0,
             flip_sin_to_cos=False,
             freq_shift=1,
-            dropout=config.dropout,
+            dropout=config.network.dropout,
             num_class_embeds=classes or None,
         )
 

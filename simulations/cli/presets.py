@@ -1,13 +1,12 @@
 """The presets: where they lie and how they are read."""
 
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 from fedmutual.errors import UserError
 from fedmutual.settings import read_settings
 
-PRESETS = files("simulations.presets")
+PRESETS = Path(__file__).parents[1] / "presets"
 
 
 def read_preset(name: str) -> dict[str, Any]:

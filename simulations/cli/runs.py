@@ -47,7 +47,7 @@ def simulate(
 
     from simulations.engine.simulation import Simulation
 
-    if config.extractor and config.samples:
+    if config.measuring.extractor and config.measuring.samples:
         from simulations.runs.measuring import run_extractor
 
         run_extractor(config)  # a file that does not fit is found before the training, not after it
@@ -62,7 +62,7 @@ def simulate(
         folder = simulation.run(on_round)
     if refused:
         print(f"{refused} replies did not get through: {folder / 'history.jsonl'} says why", file=sys.stderr)
-    if config.samples:
+    if config.measuring.samples:
         _evaluate(folder, "last")
     _report([folder], folder / "report.html", as_json)
 

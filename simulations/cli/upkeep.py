@@ -38,7 +38,7 @@ def settings(as_json: AsJson = False) -> None:
     defaults = RunConfig().settings()
     rows = [
         {"setting": key, "default": defaults[key], "about": field.description}
-        for key, field in zip(defaults, RunConfig.model_fields.values(), strict=True)
+        for _, key, field in RunConfig.documented()
     ]
     if as_json:
         return _print_json(rows)

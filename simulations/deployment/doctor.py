@@ -155,7 +155,7 @@ def gpu(config: RunConfig) -> Iterable[Finding]:
     if device.type == "cuda":
         _, total = torch.cuda.mem_get_info()
         yield Finding("gpu", "ok", f"{torch.cuda.get_device_name()}, {_size(total)}")
-    elif config.device == "auto" and Path("/dev/nvidia0").exists():
+    elif config.compute.device == "auto" and Path("/dev/nvidia0").exists():
         mend = "install a PyTorch that fits the driver, or set device = cpu"
         yield Finding("gpu", "warning", "there is one, and torch cannot use it", mend)
     else:
@@ -173,7 +173,7 @@ def environment() -> Iterable[Finding]:
 
 
 def data(config: RunConfig) -> Iterable[Finding]:
-    if config.data in ("npz", "folder") and not config.data_path:
+    if config.data.source in ("npz", "folder") and not config.data.path:
         seen = "no data-path: right at a server, which has no data"
         yield Finding("data", "warning", seen, "at a client add -s data-path=/path/to/them")
         return
@@ -185,13 +185,15 @@ def data(config: RunConfig) -> Iterable[Finding]:
         return
     shape = " x ".join(map(str, found.train.shape[1:]))
     held_out = f", {len(found.held_out)} held out" if len(found.held_out) else ""
-    whose = f"class 0 of {num_classes(config)}" if config.data not in ("npz", "folder") else config.data_path
+    whose = f"class 0 of {num_classes(config)}" if config.data.source not in ("npz", "folder") else config.data.path
     yield Finding("data", "ok", f"{whose}: {len(found.train)} samples of {shape} to train on{held_out}")
 
 
 def disk(config: RunConfig) -> Iterable[Finding]:
     """Room for a simulation, whose run folder holds the clients' states too."""
-    return _room(config, {"run folder": (Path(config.out or "runs"), lambda: _checkpoints(config) + _states(config))})
+    return _room(
+        config, {"run folder": (Path(config.federation.out or "runs"), lambda: _checkpoints(config) + _states(config))}
+    )
 
 
 def disks(config: RunConfig) -> Iterable[Finding]:
@@ -233,8 +235,8 @@ def _network_bytes(config: RunConfig) -> int:
 def _states(config: RunConfig) -> int:
     """Bytes of all clients' states: network, average and Adam's two moments, as often as a store keeps them, and one
     more while it is written."""
-    copies = 4 if config.optimizer == "adam" else 2
-    kept = client.store.KEPT + config.checkpoint_every + 1
+    copies = 4 if config.optimiser.name == "adam" else 2
+    kept = client.store.KEPT + config.federation.checkpoint_every + 1
     return _network_bytes(config) * num_classes(config) * copies * kept
 
 

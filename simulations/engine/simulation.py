@@ -70,7 +70,7 @@ class Simulation:
         self.gpus = _gpus(config, gpus)
         self.counts = training_counts(config)
         self.strategy = app.prepare(config)
-        if not config.store:
+        if not config.federation.store:
             self.strategy.for_clients["store"] = str(self.strategy.journal.folder / "clients")
         if not self.gpus:
             self.strategy.for_clients["device"] = "cpu"
@@ -147,7 +147,7 @@ def _gpus(config: RunConfig, wanted: int) -> int:
     there = torch.cuda.device_count() if pick_device(config).type == "cuda" else 0
     if wanted > there:
         raise UserError(f"--gpus {wanted}, and torch sees {there} to use here")
-    if wanted == 0 and config.device == "cuda":
+    if wanted == 0 and config.compute.device == "cuda":
         raise UserError("--gpus 0 leaves device = cuda nothing to run on: use device = auto or cpu")
     return there if wanted < 0 else wanted
 

@@ -51,7 +51,7 @@ def run_arm(
             _train_here(method, kind.how, config, folder, on_round)
     if is_finished(folder, config):
         return
-    drawn = draw_samples(folder, config.samples)
+    drawn = draw_samples(folder, config.measuring.samples)
     if not (folder / "metrics.csv").exists():
         evaluate(folder, drawn=drawn)
     audit_run(folder, drawn=drawn)
@@ -65,7 +65,7 @@ def is_trained(folder: Path) -> bool:
 
 def is_finished(folder: Path, config: RunConfig) -> bool:
     """Whether nothing of an arm is left to do."""
-    measured = ("metrics.csv", "audit.json") if config.samples else ()
+    measured = ("metrics.csv", "audit.json") if config.measuring.samples else ()
     return is_trained(folder) and all((folder / name).exists() for name in measured)
 
 
@@ -118,7 +118,7 @@ def _train_here(method: str, train: Baseline, config: RunConfig, folder: Path, o
 
 def _load(config: RunConfig, device: torch.device) -> list[ClassData]:
     """Every class's samples on the device, in the run's dtype."""
-    dtype = getattr(torch, config.dtype)
+    dtype = getattr(torch, config.compute.dtype)
     parts = [load_class(config, y) for y in range(num_classes(config))]
     return [ClassData(part.train.to(device, dtype), part.held_out.to(device, dtype)) for part in parts]
 
@@ -133,5 +133,5 @@ def _budget(config: RunConfig, method: str, steps: float) -> dict[str, Any]:
     return {
         "data": METHODS[method].data,
         "gradient_steps_per_class": steps,
-        "samples_seen_per_class": steps * config.batch,
+        "samples_seen_per_class": steps * config.optimiser.batch,
     }

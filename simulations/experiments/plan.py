@@ -109,18 +109,18 @@ def _split(settings: dict[str, Any]) -> tuple[dict[str, Any], dict[str, dict[str
 
 def _possible(config: RunConfig, names: Sequence[str]) -> None:
     """Raises `UserError` for settings under which a method cannot run, or not on the budget of the others."""
-    if config.participation < 1:
+    if config.federation.participation < 1:
         raise UserError(
             "participation below 1 gives federated arms fewer steps than the others, and budgets would be unequal: "
             "leave it at 1"
         )
     mutual = [name for name in names if name.startswith("mutual")]
-    if mutual and not config.beta:
+    if mutual and not config.mutual.beta:
         raise UserError(f"beta = 0 makes {mutual[0]} the same as isolated: set beta above 0")
     conditional = [name for name in names if METHODS[name].conditional]
-    if conditional and config.draws == "fixed":
+    if conditional and config.optimiser.draws == "fixed":
         raise UserError(f"{conditional[0]} draws anew at each step: set -s draws=fresh, or leave it out of --methods")
-    if "ridge" in names and not config.held_out:
+    if "ridge" in names and not config.data.held_out:
         raise UserError("ridge chooses its weight decay by held-out samples: set held-out above 0")
     if num_classes(config) < 2:
         raise UserError("a comparison needs at least two classes")

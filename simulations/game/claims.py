@@ -192,7 +192,7 @@ def where_it_helps(results: Results) -> list[Claim]:
 
 def nash_rate(curves: list[Curve], label: str) -> list[Claim]:
     """Proposition 1: the gap falls as 1 / sqrt(T), down to a floor of order beta."""
-    fits = {curve.name: Estimate.of(slopes(curve)[np.isfinite(slopes(curve))]) for curve in curves}
+    fits = {curve.name: Estimate.maybe(slopes(curve)[np.isfinite(slopes(curve))]) for curve in curves}
     known = [fit for fit in fits.values() if fit and fit.half is not None]
     text = "; ".join(
         f"{name}: {fit.mean:.2f}" + (f" ± {fit.half:.2f}" if fit.half is not None else "")

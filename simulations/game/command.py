@@ -95,7 +95,7 @@ def rows_of(name: str, found: Preset, case: Case, measured: Measured) -> list[Ro
         shown = range(len(case.counts)) if len(case.counts) <= 10 else (0, len(case.counts) - 1)
         columns |= {case.names[y]: (values[:, y], base[:, y]) for y in shown}
         for label, (mine, other) in columns.items():
-            found, change = Estimate.of(mine.numpy()), Estimate.of((mine - other).numpy())
+            level, change = Estimate.of(mine.numpy()), Estimate.of((mine - other).numpy())
             beta = _number(arm)
             rows.append(
                 {
@@ -106,8 +106,8 @@ def rows_of(name: str, found: Preset, case: Case, measured: Measured) -> list[Ro
                     "beta": beta,
                     "class": label,
                     "metric": found.metric,
-                    "mean": found.mean,
-                    "ci95": found.half,
+                    "mean": level.mean,
+                    "ci95": level.half,
                     "difference": change.mean,
                     "difference_ci95": change.half,
                     "seeds": len(mine),
@@ -173,7 +173,7 @@ def _dynamics(
 
 
 def _plain_row(name: str, case: Case, learning: str, arm: str, metric: str, values: np.ndarray) -> Row:
-    found = Estimate.of(values)
+    found = Estimate.maybe(values)
     beta = _number(arm)
     return {
         "preset": name, "case": case.label, "learning": learning, "method": arm, "beta": beta, "class": "all",

@@ -10,7 +10,7 @@ from simulations.runs.arms import Arm
 
 def answer(arms: Comparison) -> list[str]:
     """The comparison in three sentences; without what they need, which arm has the better worst class."""
-    metric, found = arms.headline, _by_comparison(arms) if len(arms.arms) > 2 else None
+    metric, found = arms.headline, by_comparison(arms) if len(arms.arms) > 2 else None
     if metric is None:
         return ["No samples have been measured yet, so there is no answer. What is known so far is below."]
     worst = {arm.label: value for arm in arms.arms if (value := arms.value(arm, metric, "worst"))}
@@ -55,7 +55,7 @@ def _gap(base: float, value: float, paired: Estimate | None) -> str:
     return f"{text}; 95 % interval {low} to {high} over {paired.seeds} seeds{chance}"
 
 
-def _by_comparison(arms: Comparison) -> list[str] | None:
+def by_comparison(arms: Comparison) -> list[str] | None:
     """Cost of keeping data apart, gain of mutual learning, leakage and bytes: a sentence each.
 
     None where no one arm speaks for mutual learning, or nothing was measured.

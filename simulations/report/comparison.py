@@ -102,14 +102,14 @@ class Comparison:
         return {seed: mean(values) for seed, values in found.items() if values and not any(map(math.isnan, values))}
 
     def value(self, arm: Arm, metric: str, of: Of) -> Estimate | None:
-        return Estimate.of(self.by_seed(arm, metric, of).values())
+        return Estimate.maybe(self.by_seed(arm, metric, of).values())
 
     def versus(self, arm: Arm, other: Arm | None, metric: str, of: Of) -> Estimate | None:
         """arm - other, paired by seed; None against itself, without the other or without a seed of both."""
         if other is None or other is arm:
             return None
         ours, theirs = self.by_seed(arm, metric, of), self.by_seed(other, metric, of)
-        return Estimate.of(ours[seed] - theirs[seed] for seed in ours if seed in theirs)
+        return Estimate.maybe(ours[seed] - theirs[seed] for seed in ours if seed in theirs)
 
     def judge(self, difference: Estimate, metric: str) -> tuple[str, str]:
         """(kind, size) of a difference: better or worse, 0.84 ± 0.39; chance, ±0.39; same."""
@@ -133,9 +133,9 @@ class Comparison:
             return self._of_classes(found, of)
         known = list(found.values())
         if of == "worst":
-            return Estimate.of(max(known, key=lambda by_seed: mean(by_seed.values()), default={}).values())
+            return Estimate.maybe(max(known, key=lambda by_seed: mean(by_seed.values()), default={}).values())
         seeds = set.intersection(*map(set, known)) if known else set()
-        return Estimate.of(mean(by_seed[seed] for by_seed in known) for seed in sorted(seeds))
+        return Estimate.maybe(mean(by_seed[seed] for by_seed in known) for seed in sorted(seeds))
 
     def leak_bounds(self, arm: Arm, y: int) -> tuple[float, float] | None:
         """The audit's own 95 % interval of `leak` on a class, where the arm has one seed and so none over seeds."""
@@ -158,7 +158,7 @@ class Comparison:
     def _of_classes(self, by_class: Mapping[int, Mapping[int, float]], of: Of) -> Estimate | None:
         seeds = sorted({seed for by_seed in by_class.values() for seed in by_seed})
         scores = {seed: {y: values[seed] for y, values in by_class.items() if seed in values} for seed in seeds}
-        return Estimate.of(self._mean_over(of, scores).values())
+        return Estimate.maybe(self._mean_over(of, scores).values())
 
     # What it cost
 

@@ -78,7 +78,7 @@ def export(run: Path, name: str, folder: Path, which: str = "last") -> None:
     if not isinstance(network, UNet):
         raise UserError(
             f"diffusers' DDPMPipeline takes a class's own U-Net, and this run has none: its method is "
-            f"{facts['method']}, its network = {config.network}"
+            f"{facts['method']}, its network = {config.network.kind}"
         )
     if any(network.padding):
         raise UserError(
@@ -89,8 +89,8 @@ def export(run: Path, name: str, folder: Path, which: str = "last") -> None:
     scheduler = DDPMScheduler(
         num_train_timesteps=len(process),
         trained_betas=betas(process).tolist(),
-        clip_sample=config.clip_samples,
-        prediction_type=PREDICTION[config.parametrisation],
+        clip_sample=config.measuring.clip_samples,
+        prediction_type=PREDICTION[config.diffusion.parametrisation],
         timestep_spacing="linspace",  # as fedmutual.diffusion.sampling spreads its steps
     )
     partial = folder.with_name(f".{folder.name}.partial")  # so that a folder of that name is always a whole one
@@ -106,9 +106,9 @@ def _card(config: RunConfig, facts: dict, y: int, round_: int) -> str:
     return CARD.format(
         name=facts["class_names"][y],
         shape="x".join(map(str, facts["shape"])),
-        peers=" and on what the networks of other classes say of them" if config.beta else "",
+        peers=" and on what the networks of other classes say of them" if config.mutual.beta else "",
         round=round_,
         images=f", from {counts[y]} training images" if counts else "",
-        steps=config.diffusion_steps,
+        steps=config.diffusion.steps,
         settings=write_settings(settings),
     )

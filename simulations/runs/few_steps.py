@@ -42,15 +42,17 @@ class FewSteps:
 
     def __init__(self, run: Path, steps: Sequence[int], seeds: int, which: str = "last", extractor: str = ""):
         config = run_config(run)
-        self.config = config = config.but(extractor=extractor or config.extractor)
-        if config.process != "ddpm":
-            raise UserError(f"steps compares samplers of process = ddpm, and this run has process = {config.process}")
-        if config.samples < 2 or seeds < 2:
+        self.config = config = config.but(extractor=extractor or config.measuring.extractor)
+        if config.diffusion.process != "ddpm":
+            raise UserError(
+                f"steps compares samplers of process = ddpm, and this run has process = {config.diffusion.process}"
+            )
+        if config.measuring.samples < 2 or seeds < 2:
             raise UserError("nothing to compare: give samples (`evaluate RUN -s samples=500`) and --seeds 2 or more")
-        wrong = [count for count in steps if not 1 <= count < config.diffusion_steps]
+        wrong = [count for count in steps if not 1 <= count < config.diffusion.steps]
         if wrong or not steps:
-            raise UserError(f"--steps {','.join(map(str, wrong))}: give numbers from 1 to {config.diffusion_steps - 1}")
-        self.plan = [("ddpm", config.diffusion_steps), *((sampler, count) for count in steps for sampler in SAMPLERS)]
+            raise UserError(f"--steps {','.join(map(str, wrong))}: give numbers from 1 to {config.diffusion.steps - 1}")
+        self.plan = [("ddpm", config.diffusion.steps), *((sampler, count) for count in steps for sampler in SAMPLERS)]
         self.seeds, self.see = seeds, run_extractor(config)
         self.round, self.networks = class_networks(run, which, pick_device(config))
         self.real = self.seen({y: load_test(config, y) for y in self.networks})
@@ -80,7 +82,12 @@ class FewSteps:
             for metric in by_seed[0]:
                 for class_, over in (("worst", max), ("mean", mean)):
                     found = Estimate.of(over(distances[metric]) for distances in by_seed)
-                    row = {"name": "sampling", "sampler": sampler, "steps": count, "samples": self.config.samples}
+                    row = {
+                        "name": "sampling",
+                        "sampler": sampler,
+                        "steps": count,
+                        "samples": self.config.measuring.samples,
+                    }
                     row |= {"metric": metric, "class": class_, "mean": found.mean, "ci95": found.half}
                     rows.append(row | {"seeds": self.seeds, "seconds": min(seconds), "share": share})
         return rows
@@ -92,7 +99,7 @@ class FewSteps:
         drawn = {}
         for y, network in self.networks.items():
             noise = generator(config.seed, y, self.round, "steps", seed, device=device)
-            drawn[y] = draw(network, process, shape, config.samples, config, noise).cpu().float()
+            drawn[y] = draw(network, process, shape, config.measuring.samples, config, noise).cpu().float()
         return drawn
 
     def seen(self, samples: dict[int, Tensor]) -> dict[int, Seen]:

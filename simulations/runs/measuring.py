@@ -63,10 +63,10 @@ def evaluate(
     and again when it is measured; `drawn` are the samples by `draw_samples`, if they are at hand.
     """
     config = run_config(folder)
-    if config.samples < 2:
+    if config.measuring.samples < 2:
         raise UserError("samples must be at least 2 to measure anything: set -s samples=500")
     extractor = run_extractor(config)
-    generated = drawn or draw_samples(folder, config.samples, which, on_class)
+    generated = drawn or draw_samples(folder, config.measuring.samples, which, on_class)
     real = {y: load_test(config, y) for y in generated}
     write_samples(folder / "samples", generated, real)
     facts = json.loads((folder / "run.json").read_text())

@@ -57,13 +57,15 @@ def audit_run(
     method = json.loads((folder / "run.json").read_text())["method"]
     findings, sizes, rows = {}, {}, []
     for y, parts in sides.items():
-        members, non_members = (part[: config.audit_candidates].to(device, process.alpha.dtype) for part in parts)
+        members, non_members = (
+            part[: config.measuring.audit_candidates].to(device, process.alpha.dtype) for part in parts
+        )
         if drawn:
             samples = drawn[y]
         else:
             shape = tuple(members.shape[1:])
-            samples = draw_class(networks[y], process, shape, config.samples, config, y, round_)
-        predict = noise_predictor(networks[y], process, config.parametrisation, clip=False)
+            samples = draw_class(networks[y], process, shape, config.measuring.samples, config, y, round_)
+        predict = noise_predictor(networks[y], process, config.diffusion.parametrisation, clip=False)
         rng = generator(config.seed, y, round_, "audit", device=device)
         findings[y] = audit(predict, process, members, non_members, samples, rng)
         sizes[y] = len(members), len(non_members)

@@ -52,7 +52,7 @@ def weigh_peers(folder: Path, which: str = "last", on_class: OnClass = lambda y:
         for t in TIMES:
             index = process.nearest(t)
             noise = torch.randn(DRAWS, *x0.shape, dtype=x0.dtype, device=device, generator=rng).flatten(0, 1)
-            own, peers = _estimates(networks, process, config.parametrisation, y, x0, noise, index)
+            own, peers = _estimates(networks, process, config.diffusion.parametrisation, y, x0, noise, index)
             towards = {z: pull(own, peer, noise) for z, peer in peers.items()}
             best = max(towards, key=lambda z: towards[z].gain)
             helped = {"best_peer": best, "best_share": towards[best].share, "best_gain": towards[best].gain}

@@ -84,10 +84,10 @@ def draw(
         shape,
         count,
         rng,
-        parametrisation=config.parametrisation,
-        sampler=config.sampler,
-        steps=config.sampling_steps,
-        clip=config.clip_samples,
+        parametrisation=config.diffusion.parametrisation,
+        sampler=config.measuring.sampler,
+        steps=config.measuring.sampling_steps,
+        clip=config.measuring.clip_samples,
     )
 
 

@@ -74,10 +74,14 @@ def step(config: RunConfig, on_share: OnShare) -> list[Row]:
     less. `share_of_peak` is the arithmetic of a step, counted by torch, over what one large matrix product reaches in
     the same type and run; `memory` the bytes that a GPU held at most, null on a CPU.
     """
-    if config.draws == "fixed" or config.parametrisation != "noise" or config.optimizer != "adam":
+    if (
+        config.optimiser.draws == "fixed"
+        or config.diffusion.parametrisation != "noise"
+        or config.optimiser.name != "adam"
+    ):
         raise UserError("bench times draws = fresh, parametrisation = noise, optimizer = adam: set them with -s")
     device, shape, classes = pick_device(config), sample_shape(config), num_classes(config)
-    data = torch.rand(256, *shape, device=device, dtype=getattr(torch, config.dtype)) * 2 - 1
+    data = torch.rand(256, *shape, device=device, dtype=getattr(torch, config.compute.dtype)) * 2 - 1
     peers = [freeze(build(config, shape, y).to(device), config) for y in range(1, classes)]
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # as a simulated client has it
@@ -139,14 +143,14 @@ class _Loops:
         ours, bare = statistics.median(self.ours[1:]), statistics.median(self.bare[1:])
         return {
             "name": "local step",
-            "network": self.config.network,
-            "batch": self.config.batch,
+            "network": self.config.network.kind,
+            "batch": self.config.optimiser.batch,
             "peers": self.count,
             "steps": self.steps,
             "seconds": ours,
             "bare_seconds": bare,
             "ratio": ours / bare,
-            "images_per_second": self.config.batch / ours,
+            "images_per_second": self.config.optimiser.batch / ours,
             "gflop": self.flops / 1e9,
             "share_of_peak": self.flops / ours / peak,
             "memory": self.memory,
@@ -165,15 +169,15 @@ def _bare(config: RunConfig, data: Tensor, peers: list[nn.Module], count: int) -
     """The loop one would write: draw, noise, own forward, each peer's forward, backward, clip, Adam, average."""
     network = build(config, tuple(data.shape[1:]), 0).to(data.device)
     process, parameters = make_process(config, data.device), list(network.parameters())
-    optimizer = torch.optim.Adam(parameters, lr=config.learning_rate, fused=True)
+    optimizer = torch.optim.Adam(parameters, lr=config.optimiser.learning_rate, fused=True)
     average = [parameter.detach().clone() for parameter in parameters]
-    omega, half = process.weight(config.omega_weight), config.autocast == "bfloat16"
+    omega, half = process.weight(config.mutual.omega_weight), config.compute.autocast == "bfloat16"
     while True:
-        x0 = data[torch.randint(len(data), (config.batch,), device=data.device)]
-        if config.flips:
-            mirrored = torch.rand(config.batch, device=data.device) < 0.5
+        x0 = data[torch.randint(len(data), (config.optimiser.batch,), device=data.device)]
+        if config.optimiser.flips:
+            mirrored = torch.rand(config.optimiser.batch, device=data.device) < 0.5
             x0 = torch.where(expand(mirrored, x0), x0.flip(-1), x0)
-        index = torch.randint(len(process), (config.batch,), device=data.device)
+        index = torch.randint(len(process), (config.optimiser.batch,), device=data.device)
         noise = torch.randn_like(x0)
         x = expand(process.alpha[index], x0) * x0 + expand(process.sigma[index], x0) * noise
         t = process.times[index]
@@ -186,17 +190,21 @@ def _bare(config: RunConfig, data: Tensor, peers: list[nn.Module], count: int) -
             loss = loss + (omega[index] * (output - mean).square().flatten(1).mean(1)).mean()
         optimizer.zero_grad()
         loss.backward()
-        nn.utils.clip_grad_norm_(parameters, config.clip or math.inf)
+        nn.utils.clip_grad_norm_(parameters, config.optimiser.clip or math.inf)
         optimizer.step()
         with torch.no_grad():
-            torch._foreach_lerp_(average, parameters, 1 - config.ema)
+            torch._foreach_lerp_(average, parameters, 1 - config.optimiser.ema)
         yield
 
 
 def _flops(config: RunConfig, network: nn.Module, data: Tensor, peers: list[nn.Module]) -> float:
     """Floating-point operations of a step: own forward and backward, and the peers' forward."""
-    x, t, half = data[: config.batch], make_process(config, data.device).times[:1], config.autocast == "bfloat16"
-    x = x.repeat(math.ceil(config.batch / len(x)), *(1 for _ in x.shape[1:]))[: config.batch]
+    x, t, half = (
+        data[: config.optimiser.batch],
+        make_process(config, data.device).times[:1],
+        config.compute.autocast == "bfloat16",
+    )
+    x = x.repeat(math.ceil(config.optimiser.batch / len(x)), *(1 for _ in x.shape[1:]))[: config.optimiser.batch]
     with FlopCounterMode(display=False) as counter:
         predict(network, x, t.expand(len(x)), half).sum().backward()
         with torch.no_grad():
@@ -209,7 +217,7 @@ def _flops(config: RunConfig, network: nn.Module, data: Tensor, peers: list[nn.M
 def _peak(config: RunConfig, device: torch.device) -> float:
     """Floating-point operations a second of one large matrix product: the best of a few."""
     size = 8192 if device.type == "cuda" else 1024
-    dtype = torch.bfloat16 if config.autocast == "bfloat16" else getattr(torch, config.dtype)
+    dtype = torch.bfloat16 if config.compute.autocast == "bfloat16" else getattr(torch, config.compute.dtype)
     a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
     seconds = []
     for _ in range(5):
@@ -265,8 +273,8 @@ def _rounds(name: str, config: RunConfig, on_share: OnShare) -> Row:
     clients = len(history) / rounds
     return {
         "name": name,
-        "network": config.network,
-        "batch": config.batch,
+        "network": config.network.kind,
+        "batch": config.optimiser.batch,
         "peers": _peers_of_a_client(config),
         "classes": simulation.classes,
         "at_once": at_once,
@@ -286,13 +294,13 @@ def wire(config: RunConfig, on_share: OnShare) -> list[Row]:
     """Bytes that a client receives and sends in a round, and gigabytes of the whole run, of networks as records."""
     network = pack_network(build(config, sample_shape(config), 0).state_dict()).count_bytes()
     peers = _peers_of_a_client(config)
-    down = network * (min(peers, 1) if config.exchange == "mean" else peers)
-    messages = config.rounds * max(1, round(config.participation * num_classes(config)))
+    down = network * (min(peers, 1) if config.mutual.exchange == "mean" else peers)
+    messages = config.rounds * max(1, round(config.federation.participation * num_classes(config)))
     return [
         {
             "name": "bytes",
-            "network": config.network,
-            "batch": config.batch,
+            "network": config.network.kind,
+            "batch": config.optimiser.batch,
             "peers": peers,
             "seconds": None,
             "bare_seconds": None,
@@ -305,8 +313,8 @@ def wire(config: RunConfig, on_share: OnShare) -> list[Row]:
 
 
 def _peers_of_a_client(config: RunConfig) -> int:
-    others = num_classes(config) - 1 if config.beta else 0
-    return min(others, config.peers_per_round or others)
+    others = num_classes(config) - 1 if config.mutual.beta else 0
+    return min(others, config.mutual.peers_per_round or others)
 
 
 PARTS: dict[str, Callable[[RunConfig, OnShare], list[Row]]] = {

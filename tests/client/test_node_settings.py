@@ -41,7 +41,7 @@ def alone(**node_config):
 def test_the_servers_word_on_paths_gives_way_to_the_clients(dataless, private, tmp_path):
     config = dataless(data_path="/nowhere", store=str(tmp_path / "servers"))
     federate(config, alone(partition_id=0, data_path=str(private), store=str(tmp_path / "own")))
-    assert {line["status"] for line in read_history(Path(config.out))} == {"ok"}
+    assert {line["status"] for line in read_history(Path(config.federation.out))} == {"ok"}
     assert not (tmp_path / "servers").exists()
     assert list((tmp_path / "own").glob("*/class-000"))
 
@@ -60,7 +60,7 @@ def test_a_mistake_at_a_client_reaches_the_history_as_one_line(dataless, node_co
     config = dataless()
     with pytest.raises(RunFailed, match="no client got through"):
         federate(config, alone(**node_config))
-    (line,) = read_history(Path(config.out))
+    (line,) = read_history(Path(config.federation.out))
     assert line["status"] == "error"
     assert says in line["reason"]
     assert "\n" not in line["reason"]
@@ -77,7 +77,7 @@ def row(y, status="ok", loss=0.5, seconds=4.0):
 
 
 def test_the_log_names_the_worst_class_and_the_steps_that_outweigh_start_up():
-    config = RunConfig(rounds=9, local_steps=100)
+    config = RunConfig().but(rounds=9, local_steps=100)
     words = round_in_words([row(0), row(1, loss=0.7, seconds=5.0), row(2, "missing", None, None)], config)
     # 5 s of steps beside 5 s of start-up: 19 times as many steps make 95 s beside 5 s.
     assert words == (
@@ -87,10 +87,10 @@ def test_the_log_names_the_worst_class_and_the_steps_that_outweigh_start_up():
 
 
 def test_the_log_has_no_advice_for_rounds_that_are_long_enough_or_fruitless():
-    config = RunConfig(rounds=9)
+    config = RunConfig().but(rounds=9)
     assert round_in_words([row(0, seconds=9.8)], config).endswith("10.0 s, 98% of it gradient steps")
     assert round_in_words([row(0, "error", None, None)], config) == "round 3 of 9: 0 of 1 classes"
 
 
 def test_simulated_clients_share_cores_and_get_no_advice():
-    assert round_in_words([row(0)], RunConfig(rounds=9), simulated=True).endswith("10.0 s")
+    assert round_in_words([row(0)], RunConfig().but(rounds=9), simulated=True).endswith("10.0 s")

@@ -21,11 +21,11 @@ def test_flower_knows_exactly_our_settings_and_defaults():
 
 def test_every_weight_has_a_name_in_the_settings():
     for name in WEIGHTS:
-        assert RunConfig.of({"lambda-weight": name}).lambda_weight == name
+        assert RunConfig.of({"lambda-weight": name}).diffusion.lambda_weight == name
 
 
 def test_every_setting_is_documented():
-    assert all(field.description for field in RunConfig.model_fields.values())
+    assert all(field.description for _, _, field in RunConfig.documented())
 
 
 @pytest.mark.parametrize("path", PRESETS, ids=lambda path: path.stem)
@@ -102,12 +102,17 @@ def test_a_broken_file_of_settings_is_one_line(tmp_path):
 
 def test_a_number_where_text_is_meant_is_text():
     settings = RunConfig.of(parse_assignments(["shape=64", "attention=8", "data-path=2024"]))
-    assert (settings.dims, settings.attention, settings.data_path) == ((64,), "8", "2024")
+    assert (settings.data.dims, settings.network.attention, settings.data.path) == ((64,), "8", "2024")
 
 
 def test_a_named_unet_sets_its_size_also_among_all_defaults():
     """`flwr run` passes every default along with what the user chose."""
     for settings in ({"network": "unet-small"}, {**RunConfig().settings(), "network": "unet-small"}):
         config = RunConfig.of(settings)
-        assert (config.width, config.depth, config.multipliers, config.attention) == (16, 1, "1,2,4", "7,8")
+        assert (config.network.width, config.network.depth, config.network.multipliers, config.network.attention) == (
+            16,
+            1,
+            "1,2,4",
+            "7,8",
+        )
         assert RunConfig.of(config.settings()) == config

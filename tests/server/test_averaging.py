@@ -60,7 +60,7 @@ def test_samples_come_from_the_average_over_rounds(small):
 def test_history_and_checkpoint_are_those_of_any_run(small):
     config = small()
     strategy = average(config)
-    folder = Path(config.out)
+    folder = Path(config.federation.out)
     history = read_history(folder)
     assert [(line["round"], line["class"]) for line in history] == [(r, y) for r in (1, 2) for y in range(10)]
     parameters = sum(parameter.numel() for parameter in strategy.network.parameters())
@@ -122,7 +122,7 @@ def test_stopping_and_resuming_equals_running_through_in_any_order_of_clients(sm
     resumed = average(config.but(resume=True), seed=1)
     for name in (SHARED, ITERATE):
         assert_same({0: resumed.shelf.entries[name].network}, {0: expected.shelf.entries[name].network})
-    lines = [(line["round"], line["class"]) for line in read_history(Path(config.out))]
+    lines = [(line["round"], line["class"]) for line in read_history(Path(config.federation.out))]
     assert lines == [(round_, y) for round_ in range(1, 7) for y in range(10)]
 
 

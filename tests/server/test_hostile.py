@@ -173,7 +173,7 @@ def test_a_reply_is_exactly_valid_or_refused_and_then_changes_nothing(content):
     network, BANK.entries[Y] = BANK.entries[Y].network, before[Y][0]
     assert described(network) == described(BANK.like)
     assert all(t.isfinite().all() for t in network.values())
-    assert norm(network) <= CONFIG.norm_bound * max(1.0, norm(BANK.like))
+    assert norm(network) <= CONFIG.federation.norm_bound * max(1.0, norm(BANK.like))
     assert (numbers["class"], numbers["attempt"], numbers["round"]) == (Y, ATTEMPT, ROUND)
     assert all(0 <= value < math.inf for value in numbers.values())
     assert set(NUMBERS) <= set(numbers) <= {*NUMBERS, *OPTIONAL_NUMBERS}

@@ -42,11 +42,11 @@ def test_worthwhile_steps_are_the_fewest_that_make_start_up_a_twentieth(start_up
 def test_the_run_equals_one_with_that_number_in_its_settings(small, tmp_path, hasty):
     config, grid = small(local_steps=0, schedule="cosine"), LocalGrid(range(10))
     found = networks(federate(config, grid))
-    settled = read_settings(Path(config.out) / "config.toml")["local-steps"]
+    settled = read_settings(Path(config.federation.out) / "config.toml")["local-steps"]
     assert steps_ordered(grid) == {(1, 1): server.pace.TRIAL_STEPS, (2, 1): settled, (2, 2): settled}
     fixed = small(local_steps=settled, out=str(tmp_path / "b"), store=str(tmp_path / "c"))
     assert_same(found, networks(federate(fixed)))
-    assert [line["round"] for line in read_history(Path(config.out))] == [1] * 10 + [2] * 10
+    assert [line["round"] for line in read_history(Path(config.federation.out))] == [1] * 10 + [2] * 10
 
 
 @pytest.mark.parametrize("killed_in", ["trial", "round 2"])
@@ -64,10 +64,10 @@ def test_a_resumed_run_goes_on_with_the_number_it_settled_on(small, tmp_path, ha
     config = small(local_steps=0, rounds=3)
     with pytest.raises(Kill):
         federate(config, LocalGrid(range(10), fault))
-    before = read_settings(Path(config.out) / "config.toml")["local-steps"]
+    before = read_settings(Path(config.federation.out) / "config.toml")["local-steps"]
     grid = LocalGrid(range(10))
     found = networks(federate(config.but(resume=True), grid))
-    settled = read_settings(Path(config.out) / "config.toml")["local-steps"]
+    settled = read_settings(Path(config.federation.out) / "config.toml")["local-steps"]
     assert before == (0 if killed_in == "trial" else settled)
     assert {steps for (_, round_), steps in steps_ordered(grid).items() if round_ > 1} == {settled}
     fixed = small(local_steps=settled, rounds=3, out=str(tmp_path / "b"), store=str(tmp_path / "c"))
@@ -77,7 +77,7 @@ def test_a_resumed_run_goes_on_with_the_number_it_settled_on(small, tmp_path, ha
 def test_a_round_stays_within_the_timeout(small, hasty, caplog):
     config = small(local_steps=0, timeout=1e-3, rounds=1)
     federate(config)
-    assert read_settings(Path(config.out) / "config.toml")["local-steps"] == 1
+    assert read_settings(Path(config.federation.out) / "config.toml")["local-steps"] == 1
     assert "a higher one would let 4 local steps make that" in caplog.text
 
 

@@ -45,7 +45,7 @@ def at(round_, y, answer):
 
 
 def line_of(config, round_, y):
-    return next(row for row in read_history(Path(config.out)) if (row["round"], row["class"]) == (round_, y))
+    return next(row for row in read_history(Path(config.federation.out)) if (row["round"], row["class"]) == (round_, y))
 
 
 def poisoned(value):
@@ -111,7 +111,7 @@ def test_a_doubled_reply_counts_once(small):
     grid = LocalGrid(range(10), at(2, 3, lambda order, reply: [reply, reply]))
     federate(config, grid)
     assert line_of(config, 2, 3)["status"] == "ok"
-    assert len([row for row in read_history(Path(config.out)) if row["round"] == 2]) == 10
+    assert len([row for row in read_history(Path(config.federation.out)) if row["round"] == 2]) == 10
 
 
 def test_a_class_that_never_reported_is_nobodys_peer(small):
@@ -151,7 +151,11 @@ def test_partial_participation_draws_other_clients_each_round_and_the_same_ones_
     config = small(rounds=6, participation=0.3)
     federate(config)
     taking_part = {
-        r: tuple(row["class"] for row in read_history(Path(config.out)) if row["round"] == r and row["status"] == "ok")
+        r: tuple(
+            row["class"]
+            for row in read_history(Path(config.federation.out))
+            if row["round"] == r and row["status"] == "ok"
+        )
         for r in range(1, 7)
     }
     assert all(len(classes) == 3 for classes in taking_part.values())
@@ -250,7 +254,7 @@ def test_a_run_in_which_nobody_gets_through_stops_at_once_and_says_why(small):
     config = small(device="cuda") if not torch.cuda.is_available() else small(data_path="/nowhere", data="npz")
     with pytest.raises(RunFailed, match="no client got through: device = cuda"):
         federate(config)
-    assert json.loads((Path(config.out) / "run.json").read_text())["status"] == "stopped"
+    assert json.loads((Path(config.federation.out) / "run.json").read_text())["status"] == "stopped"
 
 
 def test_a_run_outlasts_two_lost_rounds_and_not_three(small, tmp_path):
@@ -269,7 +273,7 @@ def test_a_run_outlasts_two_lost_rounds_and_not_three(small, tmp_path):
 def test_a_round_tells_bytes_and_seconds_and_losses(small):
     config = small()
     federate(config)
-    for row in read_history(Path(config.out)):
+    for row in read_history(Path(config.federation.out)):
         assert row["status"] == "ok"
         assert row["bytes_down"] == pytest.approx(9 * row["bytes_up"])
         assert 0 < row["seconds"] < row["round_seconds"]
@@ -280,17 +284,17 @@ def test_a_round_tells_bytes_and_seconds_and_losses(small):
 def test_held_out_losses_come_when_asked(small):
     config = small(rounds=4, evaluate_every=2)
     federate(config)
-    told = {row["round"]: row["held_out"] is not None for row in read_history(Path(config.out))}
+    told = {row["round"]: row["held_out"] is not None for row in read_history(Path(config.federation.out))}
     assert told == {1: False, 2: True, 3: False, 4: True}
 
 
 def test_a_taken_folder_is_refused_and_left_as_it_is(small):
     config = small()
     federate(config)
-    before = (Path(config.out) / "history.jsonl").read_bytes()
+    before = (Path(config.federation.out) / "history.jsonl").read_bytes()
     with pytest.raises(UserError, match="already holds a run"):
         prepare(config)
-    assert (Path(config.out) / "history.jsonl").read_bytes() == before
+    assert (Path(config.federation.out) / "history.jsonl").read_bytes() == before
 
 
 @pytest.mark.parametrize(
@@ -311,7 +315,7 @@ def test_a_run_is_resumed_only_as_what_it_was(small, tmp_path, change, says):
 
 def resumed_without_the_fourth_checkpoint(config):
     """The bank of a run whose newest checkpoint, of round 4, was cut short before it was resumed."""
-    newest = checkpoint_path(Path(config.out), 4)
+    newest = checkpoint_path(Path(config.federation.out), 4)
     newest.write_bytes(newest.read_bytes()[:-9])
     strategy = prepare(config.but(resume=True))
     assert strategy.journal.round == 3
@@ -331,7 +335,7 @@ def test_a_full_disk_stops_the_run_in_one_line_and_costs_no_round(small, tmp_pat
     """The kernel's own word on a full disk: /dev/full stands where the history is."""
     config = small(rounds=4)
     expected = networks(federate(small(rounds=4, out=str(tmp_path / "b"), store=str(tmp_path / "c"))))
-    history, aside = Path(config.out) / "history.jsonl", tmp_path / "aside"
+    history, aside = Path(config.federation.out) / "history.jsonl", tmp_path / "aside"
 
     def fill(order, reply):
         if is_order(order, 3) and not aside.exists():
@@ -344,7 +348,7 @@ def test_a_full_disk_stops_the_run_in_one_line_and_costs_no_round(small, tmp_pat
     history.unlink()
     history.write_text(aside.read_text() + '{"round": 3, "cla')  # as much as there was room for
     assert_same(networks(federate(config.but(resume=True))), expected)
-    lines = [(line["round"], line["class"]) for line in read_history(Path(config.out))]
+    lines = [(line["round"], line["class"]) for line in read_history(Path(config.federation.out))]
     assert lines == [(round_, y) for round_ in range(1, 5) for y in range(10)]
 
 
@@ -366,22 +370,22 @@ def test_a_client_whose_process_dies_gets_its_order_again_and_the_round_counts_o
     for y in range(10):
         grid.join(y, **told)
     assert_same(networks(federate(config, grid)), expected)
-    assert {line["status"] for line in read_history(Path(config.out))} == {"ok"}
-    assert [line["step"] for line in read_history(Path(config.out))] == [3] * 10 + [6] * 10 + [9] * 10
+    assert {line["status"] for line in read_history(Path(config.federation.out))} == {"ok"}
+    assert [line["step"] for line in read_history(Path(config.federation.out))] == [3] * 10 + [6] * 10 + [9] * 10
 
 
 def test_checkpoints_are_kept_for_the_last_rounds_and_the_best_one(small):
     config = small(rounds=5, checkpoint_every=1)
     strategy = prepare(config)
     serve(LocalGrid(range(10)), strategy)
-    kept = sorted(int(path.stem[-6:]) for path in (Path(config.out) / "checkpoints").iterdir())
+    kept = sorted(int(path.stem[-6:]) for path in (Path(config.federation.out) / "checkpoints").iterdir())
     worst = {r: max(line_of(config, r, y)["grad_norm"] for y in range(10)) for r in range(1, 6)}
     best = min(worst, key=worst.get)
     assert strategy.journal.best == (best, worst[best])
     assert kept == sorted({best, 4, 5})
-    assert read_networks(Path(config.out), "best")[0] == best
+    assert read_networks(Path(config.federation.out), "best")[0] == best
     with pytest.raises(UserError, match="no checkpoint of round 17"):
-        read_networks(Path(config.out), "17")
+        read_networks(Path(config.federation.out), "17")
 
 
 def test_a_damaged_checkpoint_that_clients_were_told_of_costs_one_round_too(small, tmp_path):
@@ -408,7 +412,7 @@ def test_a_damaged_checkpoint_that_clients_were_told_of_costs_one_round_too(smal
 def test_a_client_whose_store_is_gone_does_not_start_over_its_class(small):
     config = small(schedule="constant")
     made = networks(federate(config))[4]
-    shutil.rmtree(next(Path(config.store).glob("*/class-004")))
+    shutil.rmtree(next(Path(config.federation.store).glob("*/class-004")))
     bank = federate(config.but(rounds=4, resume=True))
     assert {line_of(config, r, 4)["reason"] for r in (3, 4)} == {
         "this client's state of round 2 is gone: restore its store"
@@ -447,7 +451,7 @@ def test_partial_participation_draws_from_those_who_are_there(small):
     """Three of ten are there; a share of 0.3 must not miss them."""
     config = small(rounds=5, participation=0.3, min_clients=3)
     federate(config, LocalGrid([2, 5, 7]))
-    rows = read_history(Path(config.out))
+    rows = read_history(Path(config.federation.out))
     assert all(
         {row["class"] for row in rows if (row["round"], row["status"]) == (r, "ok")} == {2, 5, 7} for r in range(1, 6)
     )
@@ -457,14 +461,14 @@ def test_more_clients_than_classes_cannot_be_waited_for(small):
     config = small(min_clients=11)
     with pytest.raises(UserError, match="min-clients = 11"):
         prepare(config)
-    assert not Path(config.out).exists()
+    assert not Path(config.federation.out).exists()
 
 
 @pytest.mark.parametrize("damage", [b"", b"{", b"{}"])
 def test_a_damaged_identity_of_a_run_is_one_line(small, damage):
     config = small()
     federate(config)
-    (Path(config.out) / "run.json").write_bytes(damage)
+    (Path(config.federation.out) / "run.json").write_bytes(damage)
     with pytest.raises(UserError, match=r"run\.json is missing or damaged"):
         prepare(config.but(resume=True))
 
@@ -473,7 +477,7 @@ def test_without_a_round_of_all_classes_none_is_best(small):
     config = small(participation=0.5)
     federate(config)
     with pytest.raises(UserError, match="use --round last"):
-        read_networks(Path(config.out), "best")
+        read_networks(Path(config.federation.out), "best")
 
 
 def test_peers_are_drawn_by_their_weights_without_themselves():

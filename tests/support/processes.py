@@ -249,11 +249,11 @@ def federate_under_kills(config: RunConfig, folder: Path, seed: int, server_kill
 
 def _run_to_its_end(config: RunConfig, folder: Path, seed: int, server_kills: int) -> dict[str, int]:
     context = multiprocessing.get_context("fork")
-    kills, rng, out = Kills(folder / "kills"), random.Random(seed), Path(config.out)
+    kills, rng, out = Kills(folder / "kills"), random.Random(seed), Path(config.federation.out)
     strikes = [Strike(moment, 1, 0.0) for moment in SERVER]
     strikes += [Strike.draw(rng, SERVER, 2) for _ in range(server_kills - len(SERVER))]
     for strike in (*strikes, None):
-        grid = ProcessGrid(range(config.classes), kills, seed)
+        grid = ProcessGrid(range(config.data.classes), kills, seed)
         settings = config.but(resume=(out / "config.toml").exists()).settings()
         ours, theirs = multiprocessing.Pipe(duplex=False)
         process = context.Process(target=_serve, args=(settings, theirs, strike, grid))

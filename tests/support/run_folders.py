@@ -27,7 +27,7 @@ def fabricate(
     """A finished run of three classes and three rounds; `shift` is added to every fd, `more` goes into run.json."""
     fd = [value + shift for value in fd or FD[method]]
     (folder / "samples").mkdir(parents=True)
-    settings = RunConfig(beta=1.0 if method.startswith("mutual") else 0.0, seed=seed, rounds=3).settings()
+    settings = RunConfig().but(beta=1.0 if method.startswith("mutual") else 0.0, seed=seed, rounds=3).settings()
     (folder / "config.toml").write_text(write_settings(settings))
     facts = {
         "name": "animals",

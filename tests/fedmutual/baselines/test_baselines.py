@@ -59,7 +59,7 @@ def test_a_conditional_network_tells_labels_apart_and_is_a_class_network_at_one(
 
 def test_a_conditional_network_is_a_class_network_and_a_vector_a_label(small):
     config = small()
-    assert size(build_conditional(config, SHAPE, 10)) == size(build(config, SHAPE, 0)) + 10 * config.width
+    assert size(build_conditional(config, SHAPE, 10)) == size(build(config, SHAPE, 0)) + 10 * config.network.width
 
 
 # What a step draws
@@ -231,7 +231,7 @@ def test_memory_gives_back_its_training_samples(small, data, settings):
     config = small(**settings)
     known = memory.memory(config, data).networks[9]["samples"]
     network, process = memory.Memory(known, config), make_process(config)
-    options = {"parametrisation": config.parametrisation, "sampler": "ddpm", "clip": True}
+    options = {"parametrisation": config.diffusion.parametrisation, "sampler": "ddpm", "clip": True}
     drawn = sample(network, process, SHAPE, 40, generator(0), **options)
     distances = torch.cdist(drawn.flatten(1), known.flatten(1))
     spacing = torch.cdist(known.flatten(1), known.flatten(1)).fill_diagonal_(float("inf")).min()

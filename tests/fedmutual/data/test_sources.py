@@ -222,8 +222,8 @@ def test_what_training_did_not_see_is_all_the_rest(mixed, imbalance):
     for y in range(4):
         unseen, train = load_unseen(settings, y), load_class(settings, y).train
         assert sorted(decoded(torch.cat([unseen, train]))) == [20 * y + row for row in range(12)]
-        assert torch.equal(unseen[: settings.held_out], load_class(settings, y).held_out)
-        assert torch.equal(unseen[-settings.test :], load_test(settings, y))
+        assert torch.equal(unseen[: settings.data.held_out], load_class(settings, y).held_out)
+        assert torch.equal(unseen[-settings.data.test :], load_test(settings, y))
 
 
 def test_official_test_part_stays_out_of_training(tmp_path):
@@ -454,7 +454,7 @@ def test_a_client_reaches_its_own_class_and_nothing_else(tmp_path):
     for settings in every_source(tmp_path):
         for y in range(num_classes(settings)):
             loaded = load_class(settings, y)
-            samples = training_counts(settings)[y] + settings.held_out
+            samples = training_counts(settings)[y] + settings.data.held_out
             own = samples * int(np.prod(sample_shape(settings))) * 4
             assert reachable_bytes(loaded) == own, settings.data
             for part in (loaded.train, loaded.held_out, load_test(settings, y)):

@@ -45,7 +45,7 @@ def test_the_classifier_tells_digits_it_has_not_seen(trained):
     assert (facts["training_images"], facts["test_images"]) == (890, 650)
     tensors, meta = load(path)
     assert meta["accuracy"] == facts["accuracy"]
-    extractor = read_extractor(RunConfig(extractor=str(path)), CPU)
+    extractor = read_extractor(RunConfig().but(extractor=str(path)), CPU)
     right = [extractor(load_test(RunConfig(), y)).logits.argmax(1) == y for y in range(10)]
     assert np.concatenate(right).mean() == facts["accuracy"]
     assert facts["sha256"] == extractor.facts["sha256"]
@@ -53,8 +53,8 @@ def test_the_classifier_tells_digits_it_has_not_seen(trained):
 
 
 def test_it_is_trained_on_as_many_of_each_class_and_on_no_image_of_the_test_part(trained):
-    marks = read_extractor(RunConfig(extractor=str(trained[0])), CPU).trained_on
-    balanced = RunConfig(imbalance="none", head_count=89)
+    marks = read_extractor(RunConfig().but(extractor=str(trained[0])), CPU).trained_on
+    balanced = RunConfig().but(imbalance="none", head_count=89)
     train = [fingerprints(load_class(balanced, y).train) for y in range(10)]
     assert [len(part) for part in train] == [89] * 10
     assert {mark for part in train for mark in part} == marks
@@ -64,7 +64,7 @@ def test_it_is_trained_on_as_many_of_each_class_and_on_no_image_of_the_test_part
 def test_the_same_seed_trains_the_same_network(monkeypatch, tmp_path):
     monkeypatch.setattr(features, "STEPS", 3)
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
-        Training(RunConfig(seed=seed), tmp_path / name, CPU).run()
+        Training(RunConfig().but(seed=seed), tmp_path / name, CPU).run()
     (a, meta_a), (b, meta_b), (c, _) = (load(tmp_path / name) for name in "abc")
     torch.testing.assert_close(a, b, rtol=0, atol=0)
     assert meta_a == meta_b
@@ -72,7 +72,7 @@ def test_the_same_seed_trains_the_same_network(monkeypatch, tmp_path):
 
 
 def test_real_digits_are_near_real_digits_and_noise_is_far(trained):
-    extractor = read_extractor(RunConfig(extractor=str(trained[0])), CPU)
+    extractor = read_extractor(RunConfig().but(extractor=str(trained[0])), CPU)
     test, held = (
         Features.joined([extractor(read(y)) for y in range(10)])
         for read in (lambda y: load_test(RunConfig(), y), lambda y: load_class(RunConfig(), y).held_out)
@@ -98,19 +98,19 @@ def test_an_extractor_of_other_images_classes_or_nothing_is_refused(trained, tmp
             read_extractor(RunConfig.of(settings), CPU)
     images = tmp_path / "letters.npz"
     np.savez(images, images=np.zeros((40, 8, 8), np.uint8), labels=np.repeat([0, 1], 20))
-    letters = RunConfig(extractor=str(path), data="npz", data_path=str(images), held_out=2, test=4)
+    letters = RunConfig().but(extractor=str(path), data="npz", data_path=str(images), held_out=2, test=4)
     with pytest.raises(UserError, match="other classes"):
         read_extractor(letters, CPU)
     damaged = tmp_path / "damaged.safetensors"
     damaged.write_bytes(path.read_bytes()[:-3])
     with pytest.raises(UserError, match="damaged"):
-        read_extractor(RunConfig(extractor=str(damaged)), CPU)
+        read_extractor(RunConfig().but(extractor=str(damaged)), CPU)
     with pytest.raises(UserError, match="there already"):
         Training(RunConfig(), path, CPU)
     with pytest.raises(UserError, match="images of two classes"):
         Training(RunConfig.of(points), tmp_path / "points", CPU)
     with pytest.raises(UserError, match="no test part"):
-        Training(RunConfig(test=0), tmp_path / "untested", CPU)
+        Training(RunConfig().but(test=0), tmp_path / "untested", CPU)
 
 
 def test_an_extractor_that_has_seen_the_test_part_is_refused(trained, small):
@@ -118,15 +118,15 @@ def test_an_extractor_that_has_seen_the_test_part_is_refused(trained, small):
     config = small(seed=1, samples=20)
     federate(config)
     with pytest.raises(UserError, match=r"trained on \d\d\d of 650 images of this run's test part.*seed=N"):
-        change_measuring(Path(config.out), {"extractor": str(trained[0])})
-    assert 'extractor = ""' in (Path(config.out) / "config.toml").read_text()
+        change_measuring(Path(config.federation.out), {"extractor": str(trained[0])})
+    assert 'extractor = ""' in (Path(config.federation.out) / "config.toml").read_text()
 
 
 def test_a_run_is_measured_in_features(trained, small):
     path, facts = trained
     config = small(samples=70)
     federate(config)
-    folder = Path(config.out)
+    folder = Path(config.federation.out)
     without = evaluate(folder)
     change_measuring(folder, {"extractor": str(path.with_name("digits-{seed}.safetensors"))})
     calls = []
@@ -151,7 +151,7 @@ def test_a_run_is_measured_in_features(trained, small):
 
 
 def test_the_frechet_distance_needs_more_samples_than_features(trained):
-    extractor = read_extractor(RunConfig(extractor=str(trained[0])), CPU)
+    extractor = read_extractor(RunConfig().but(extractor=str(trained[0])), CPU)
     random = np.random.default_rng(0)
     enough, few = (Features(random.normal(size=(n, 64)), random.normal(size=(n, 10))) for n in (65, 64))
     assert math.isnan(extractor.metrics(few, enough)["fd-features"])
@@ -168,7 +168,7 @@ def test_classes_that_a_source_names_are_the_ones_in_the_file(trained):
 
 
 def test_fd_features_and_kid_features_are_torchmetrics_on_the_same_features(trained):
-    extractor = read_extractor(RunConfig(extractor=str(trained[0])), CPU)
+    extractor = read_extractor(RunConfig().but(extractor=str(trained[0])), CPU)
     real = torch.cat([load_test(RunConfig(), y)[:20] for y in range(10)])
     fake = real + 0.3 * torch.randn(real.shape, generator=torch.Generator().manual_seed(1))
 
@@ -234,13 +234,13 @@ def weights(tmp_path_factory):
 
 def test_weights_that_are_not_the_literatures_make_no_fid(weights):
     with pytest.raises(UserError, match=r"not the literature's Inception.*not 6726825d.*no number .* FID"):
-        read_extractor(RunConfig(extractor=str(weights)), CPU)
+        read_extractor(RunConfig().but(extractor=str(weights)), CPU)
 
 
 def test_the_check_comes_before_the_file_is_read(tmp_path):
     (tmp_path / "weights.pth").write_bytes(b"no pickle at all")
     with pytest.raises(UserError, match="not the literature's"):
-        read_extractor(RunConfig(extractor=str(tmp_path / "weights.pth")), CPU)
+        read_extractor(RunConfig().but(extractor=str(tmp_path / "weights.pth")), CPU)
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -249,7 +249,7 @@ def test_inception_features_are_torchmetrics(weights, monkeypatch, tmp_path, cha
     pixels = torch.randint(256, (5, channels, 16, 16), generator=torch.Generator().manual_seed(4), dtype=torch.uint8)
     archive = tmp_path / "images.npz"
     np.savez(archive, images=np.zeros((2, 16, 16, 3) if channels == 3 else (2, 16, 16), np.uint8), labels=[0, 1])
-    extractor = read_extractor(RunConfig(data="npz", data_path=str(archive), extractor=str(weights)), CPU)
+    extractor = read_extractor(RunConfig().but(data="npz", data_path=str(archive), extractor=str(weights)), CPU)
     seen = extractor(pixels / 127.5 - 1)
     for layer, ours in (("2048", seen.features), ("logits_unbiased", seen.logits)):
         theirs = NoTrainInceptionV3("theirs", [layer], str(weights), antialias=False)

@@ -347,7 +347,7 @@ def test_candidates_are_bounded(folder):
 
 def test_one_class_is_audited_where_its_holder_has_the_data(small, tmp_path, command_line):
     """The server of a deployed run has no data; the holder of class 1 has a file of its own."""
-    images = {y: load_class(RunConfig(imbalance="none"), y).train.movedim(1, -1).numpy() for y in (0, 1)}
+    images = {y: load_class(RunConfig().but(imbalance="none"), y).train.movedim(1, -1).numpy() for y in (0, 1)}
     for y, samples in images.items():
         np.savez(tmp_path / f"{y}.npz", images=samples[:60])
     deployed = {"data": "npz", "classes": 2, "shape": "1,8,8", "imbalance": "none", "head_count": 0, "test": 0}

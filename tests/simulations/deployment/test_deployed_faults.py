@@ -142,7 +142,7 @@ class Federation(Deployment):
         config, grid = RunConfig.of({**SETTINGS, **settings}, places), LocalGrid([])
         for y in range(CLIENTS):
             grid.join(y, **{"data-path": str(self.data_of(y))})
-        return networks(federate(config, grid)), read_history(Path(config.out))
+        return networks(federate(config, grid)), read_history(Path(config.federation.out))
 
 
 @pytest.fixture(scope="module")

@@ -204,7 +204,7 @@ def test_packages_of_this_environment_fit():
 
 
 def test_a_gpu_is_wanted_only_where_the_settings_say_so():
-    (free,), (bound,) = doctor.gpu(RunConfig()), doctor.gpu(RunConfig(device="cuda"))
+    (free,), (bound,) = doctor.gpu(RunConfig()), doctor.gpu(RunConfig().but(device="cuda"))
     assert free.verdict != "wrong"
     assert (bound.verdict == "wrong") is not torch.cuda.is_available()
 
@@ -231,13 +231,13 @@ def test_data_are_opened(tmp_path, content, verdict, says):
     if content:
         np.savez(tmp_path / "data.npz", **content)
     settings = {"data": "npz", "data_path": str(tmp_path / "data.npz"), "imbalance": "none", "held_out": 0, "test": 0}
-    (finding,) = doctor.data(RunConfig(**settings))
+    (finding,) = doctor.data(RunConfig().but(**settings))
     assert finding.verdict == verdict
     assert says in f"{finding.seen} {finding.mend}"
 
 
 def test_a_store_that_cannot_be_written_is_told(tmp_path):
-    seen = found(doctor.disks(RunConfig(store="/proc/store", out=str(tmp_path / "run"))))
+    seen = found(doctor.disks(RunConfig().but(store="/proc/store", out=str(tmp_path / "run"))))
     assert (seen["store"].verdict, seen["run folder"].verdict) == ("wrong", "ok")
     assert "/proc/store cannot be written" in seen["store"].seen
     assert list(tmp_path.iterdir()) == []
@@ -245,7 +245,7 @@ def test_a_store_that_cannot_be_written_is_told(tmp_path):
 
 def test_a_disk_without_room_is_told(tmp_path):
     """A network of 400 TB, of which no byte is made."""
-    huge = RunConfig(width=10**7, store=str(tmp_path), out=str(tmp_path / "run"))
+    huge = RunConfig().but(width=10**7, store=str(tmp_path), out=str(tmp_path / "run"))
     for finding in [*doctor.disk(huge), *doctor.disks(huge)]:
         assert finding.verdict == "wrong"
         assert finding.mend.startswith("free ")
@@ -259,8 +259,8 @@ def test_room_is_counted_in_what_a_run_writes(small):
     federate(config)
     network = sum(tensor.nbytes for tensor in build(config, (1, 8, 8), 0).state_dict().values())
     written = {
-        "store": sum(path.stat().st_size for path in Path(config.store).rglob("*.safetensors")),
-        "run folder": sum(path.stat().st_size for path in Path(config.out).rglob("*.safetensors")),
+        "store": sum(path.stat().st_size for path in Path(config.federation.store).rglob("*.safetensors")),
+        "run folder": sum(path.stat().st_size for path in Path(config.federation.out).rglob("*.safetensors")),
     }
     assert network * 10 * 4 <= written["store"] <= doctor._states(config) * 1.2
     assert network * 10 <= written["run folder"] <= doctor._checkpoints(config) * 1.2

@@ -183,9 +183,12 @@ def test_folders_of_something_else_are_refused(tmp_path):
 
 def test_settings_of_one_method_reach_it_alone(tmp_path):
     made = plan({**SMALL, "mutual-constant.beta": 1.0, "fedprox.proximal-mu": 0.5}, "all", 1, tmp_path / "cmp")
-    betas = {name: config.beta for (name, _), config in made.arms.items()}
+    betas = {name: config.mutual.beta for (name, _), config in made.arms.items()}
     assert (betas["mutual-constant"], betas["mutual-scarcity"], betas["isolated"]) == (1.0, 3.0, 0.0)
     assert made.arms["mutual-constant", 0].beta_rule == "constant"
-    assert {name for (name, _), config in made.arms.items() if config.proximal_mu == 0.5} == {"fedprox"}
-    budgets = {(c.rounds, c.local_steps, c.batch, c.width, c.learning_rate, c.seed) for c in made.arms.values()}
+    assert {name for (name, _), config in made.arms.items() if config.rivals.proximal_mu == 0.5} == {"fedprox"}
+    budgets = {
+        (c.rounds, c.local_steps, c.optimiser.batch, c.network.width, c.optimiser.learning_rate, c.seed)
+        for c in made.arms.values()
+    }
     assert len(budgets) == 1

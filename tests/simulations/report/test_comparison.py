@@ -16,6 +16,7 @@ from scipy import stats
 from fedmutual.errors import UserError
 from simulations.cli.tables import comparison_table
 from simulations.report import comparison_figures
+from simulations.report.answer import by_comparison
 from simulations.report.comparison import Comparison, comparison
 from simulations.report.page import write_report
 from simulations.runs.arms import METHODS, arms_of
@@ -132,7 +133,7 @@ def test_older_runs_lack_some_and_their_history_stands_in(tmp_path: Path) -> Non
 
 
 def test_the_answer_says_what_it_costs_where_it_loses_and_what_leaks(seven: Path) -> None:
-    price, gain, exposure = of(seven).answer()
+    price, gain, exposure = by_comparison(of(seven))
     assert price.startswith("Keeping the data apart costs the worst class 1.00 ± 0.25 (95 % interval, 3 seeds)")
     assert "against reweighted, the best of the pooled arms, 1.97 ± 0.38 worse" in price
     assert "is better than isolated" in gain
@@ -155,12 +156,12 @@ def test_the_answer_says_what_it_costs_where_it_loses_and_what_leaks(seven: Path
 )
 def test_a_cost_within_its_interval_and_none_are_said_as_such(tmp_path: Path, pooled: list, words: str) -> None:
     worst = {method: WORST[method] for method in ("mutual-scarcity", "isolated")} | {"pooled": pooled}
-    assert words in of(compared(tmp_path, worst)).answer()[0]
+    assert words in by_comparison(of(compared(tmp_path, worst)))[0]
 
 
 def test_without_pooled_or_audit_the_answer_says_that_it_does_not_know(tmp_path: Path) -> None:
     runs = [fabricate(tmp_path / name, name, fd=[1, 2, 3]) for name in ("mutual-scarcity", "isolated", "ridge")]
-    price, gain, exposure = Comparison(arms_of(read_runs(runs))).answer()
+    price, gain, exposure = by_comparison(Comparison(arms_of(read_runs(runs))))
     assert "is not known, as no arm was trained on pooled data" in price
     assert "is the same as isolated and ridge" in gain
     assert "has not been measured" in exposure
@@ -169,7 +170,7 @@ def test_without_pooled_or_audit_the_answer_says_that_it_does_not_know(tmp_path:
 def test_arms_that_share_no_seed_are_not_held_against_each_other(tmp_path: Path) -> None:
     runs = [fabricate(tmp_path / "m", "mutual-scarcity", 0, fd=[1, 2, 3])]
     runs += [fabricate(tmp_path / name, name, 1, fd=[1, 2, 3], data=data_of(name)) for name in ("pooled", "reweighted")]
-    price, gain, _ = Comparison(arms_of(read_runs(runs))).answer()
+    price, gain, _ = by_comparison(Comparison(arms_of(read_runs(runs))))
     assert "is not known, as mutual-scarcity and pooled share no seed" in price
     assert "no other arm to hold it against" in gain
 
@@ -179,7 +180,7 @@ def test_equal_values_are_the_same_and_one_seed_has_no_interval(tmp_path: Path) 
     ours, isolated, pooled = (arms.arm(name) for name in ("mutual-scarcity", "isolated", "pooled"))
     assert arms.judge(arms.versus(ours, isolated, "fd", "worst"), "fd") == ("same", "")
     assert arms.judge(arms.versus(ours, pooled, "fd", "worst"), "fd") == ("worse", "1.00")
-    assert arms.answer()[1] == "For the worst class, mutual learning (mutual-scarcity) is the same as isolated."
+    assert by_comparison(arms)[1] == "For the worst class, mutual learning (mutual-scarcity) is the same as isolated."
 
 
 def test_leakage_is_the_strongest_attack_by_its_mean_and_never_the_control(tmp_path: Path) -> None:

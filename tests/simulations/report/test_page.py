@@ -102,7 +102,7 @@ def test_seeds_of_one_arm_are_averaged_and_paired(tmp_path: Path) -> None:
 
 def test_arms_of_one_method_are_told_apart_by_their_settings(tmp_path: Path) -> None:
     first, second = fabricate(tmp_path / "a"), fabricate(tmp_path / "b")
-    (second / "config.toml").write_text(write_settings(RunConfig(beta=0.25, rounds=3).settings()))
+    (second / "config.toml").write_text(write_settings(RunConfig().but(beta=0.25, rounds=3).settings()))
     text = text_of(page_of(tmp_path, first, second))
     assert "mutual, beta 1" in text
     assert "mutual, beta 0.25" in text

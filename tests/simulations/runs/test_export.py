@@ -38,14 +38,14 @@ def run(tmp_path_factory):
 @pytest.fixture(scope="module")
 def pipeline(run, tmp_path_factory):
     folder = tmp_path_factory.mktemp("exported") / "seven"
-    export(Path(run.out), "7", folder)
+    export(Path(run.federation.out), "7", folder)
     loaded = DDPMPipeline.from_pretrained(folder)
     loaded.set_progress_bar_config(disable=True)
     return loaded, folder
 
 
 def own(run):
-    return class_networks(Path(run.out), "last", torch.device("cpu"))[1][1]
+    return class_networks(Path(run.federation.out), "last", torch.device("cpu"))[1][1]
 
 
 def test_the_network_puts_out_what_ours_does(run, pipeline):
@@ -64,7 +64,7 @@ def test_the_pipeline_draws_our_samples_from_the_same_noise(run, pipeline, steps
 
 
 def test_a_network_of_velocities_is_exported_as_such(run, tmp_path):
-    shutil.copytree(run.out, tmp_path / "run")
+    shutil.copytree(run.federation.out, tmp_path / "run")
     (tmp_path / "run" / "config.toml").write_text(write_settings(run.settings() | {"parametrisation": "velocity"}))
     export(tmp_path / "run", "7", tmp_path / "seven")
     loaded = DDPMPipeline.from_pretrained(tmp_path / "seven")
@@ -99,14 +99,14 @@ def test_the_card_says_what_it_is_and_what_it_may_give_away(run, pipeline):
     assert "num_inference_steps=25" in card
     assert "can reproduce images that it was trained on" in card
     assert "beta = 3.0" in card
-    assert run.data_path not in card
-    assert run.out not in card
+    assert run.data.path not in card
+    assert run.federation.out not in card
     assert "training images" not in card, "a server that was not told the counts does not know them"
 
 
 def test_a_number_names_a_class_too_and_an_empty_folder_will_do(run, tmp_path):
     (tmp_path / "empty").mkdir()
-    export(Path(run.out), "0", tmp_path / "empty", "1")
+    export(Path(run.federation.out), "0", tmp_path / "empty", "1")
     assert "of class 3 alone" in (tmp_path / "empty" / "README.md").read_text()
     assert [path.name for path in tmp_path.iterdir()] == ["empty"]
 
@@ -115,15 +115,15 @@ def test_what_diffusers_cannot_run_is_refused(run, tmp_path):
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").touch()
     with pytest.raises(UserError, match="there already"):
-        export(Path(run.out), "3", tmp_path / "full")
+        export(Path(run.federation.out), "3", tmp_path / "full")
     with pytest.raises(UserError, match="no class '9': there are 3, 7"):
-        export(Path(run.out), "9", tmp_path / "new")
+        export(Path(run.federation.out), "9", tmp_path / "new")
     for changes, says in [
         ({"process": "ou"}, "needs process = ddpm"),
         ({"parametrisation": "score"}, "needs parametrisation = noise or velocity"),
     ]:
         copy = tmp_path / next(iter(changes))
-        shutil.copytree(run.out, copy)
+        shutil.copytree(run.federation.out, copy)
         (copy / "config.toml").write_text(write_settings(run.settings() | changes))
         with pytest.raises(UserError, match=says):
             export(copy, "3", tmp_path / "new")
@@ -134,5 +134,5 @@ def test_what_diffusers_cannot_run_is_refused(run, tmp_path):
         config = run.but(**changes, out=str(tmp_path / name), store=str(tmp_path / "clients"), rounds=1, local_steps=1)
         federate(config, LocalGrid(range(2)))
         with pytest.raises(UserError, match=says):
-            export(Path(config.out), "3", tmp_path / "new")
+            export(Path(config.federation.out), "3", tmp_path / "new")
     assert not (tmp_path / "new").exists()

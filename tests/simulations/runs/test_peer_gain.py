@@ -42,11 +42,11 @@ def test_a_run_is_weighed_class_by_class(small):
     config = small()
     federate(config)
     done = []
-    rows = weigh_peers(Path(config.out), on_class=done.append)
+    rows = weigh_peers(Path(config.federation.out), on_class=done.append)
     classes = sorted({row["class"] for row in rows if isinstance(row["class"], int)})
     assert done == classes
     assert [(row["class"], row["t"]) for row in rows] == [(y, t) for y in [*classes, "rarest", "mean"] for t in TIMES]
-    assert rows == weigh_peers(Path(config.out))  # nothing is left to chance
+    assert rows == weigh_peers(Path(config.federation.out))  # nothing is left to chance
     for row in rows:
         assert 0 <= row["share"] <= 1
         assert 0 <= row["gain"] <= row["own"]
@@ -61,15 +61,15 @@ def test_a_run_is_weighed_class_by_class(small):
 def test_the_command_prints_both_tables_or_the_rows(small):
     config = small()
     federate(config)
-    told = CliRunner().invoke(app, ["peers", config.out])
+    told = CliRunner().invoke(app, ["peers", config.federation.out])
     assert told.exit_code == 0
     assert [line.strip() for line in told.stdout.splitlines() if "class" in line or "rarest" in line] == [
         "all classes",
         "three rarest",
     ]
     assert sum(line.startswith(f"{t:g} ") for line in told.stdout.splitlines() for t in TIMES) == 2 * len(TIMES)
-    as_json = CliRunner().invoke(app, ["peers", config.out, "--json"])
-    rows = [{"run": config.out, **row} for row in weigh_peers(Path(config.out))]
+    as_json = CliRunner().invoke(app, ["peers", config.federation.out, "--json"])
+    rows = [{"run": config.federation.out, **row} for row in weigh_peers(Path(config.federation.out))]
     assert json.loads(as_json.stdout)["rows"] == rows
 
 
@@ -77,4 +77,4 @@ def test_held_out_samples_and_peers_are_needed(small):
     config = small(held_out=0)
     federate(config)
     with pytest.raises(UserError, match="train with held-out above 0"):
-        weigh_peers(Path(config.out))
+        weigh_peers(Path(config.federation.out))

@@ -22,7 +22,7 @@ def read(folder: Path) -> EventAccumulator:
 
 def test_curves_metrics_and_samples_come_back_at_their_steps(tmp_path: Path) -> None:
     run = fabricate(tmp_path / "a")
-    (run / "config.toml").write_text(write_settings(RunConfig(rounds=3, local_steps=200).settings()))
+    (run / "config.toml").write_text(write_settings(RunConfig().but(rounds=3, local_steps=200).settings()))
     lines = [json.loads(line) for line in (run / "history.jsonl").read_text().splitlines()]
     for line in lines:
         line["loss"] = line["round"] + line["class"] / 10
