@@ -4,6 +4,8 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
+import tomli_w
+
 from fedmutual.errors import UserError
 
 
@@ -46,13 +48,4 @@ def read_settings(path: Path) -> dict[str, Any]:
 
 def write_settings(settings: dict[str, Any]) -> str:
     """Flat settings as TOML text; the inverse of `read_settings`."""
-
-    def literal(value: Any) -> str:
-        if isinstance(value, bool):
-            return str(value).lower()
-        if isinstance(value, str):
-            escaped = value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
-            return f'"{escaped}"'
-        return repr(value)
-
-    return "".join(f"{key} = {literal(value)}\n" for key, value in settings.items())
+    return tomli_w.dumps(settings)

@@ -5,14 +5,12 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import pytest
-import torch
 from hypothesis import settings
 
 from fedmutual.config import RunConfig
 from simulations.cli.app import main
 from tests.support.federation import SMALL
 
-torch.set_num_threads(1)
 settings.register_profile("many", max_examples=5000)  # pytest --hypothesis-profile=many
 
 

@@ -1,4 +1,4 @@
-"""Data flows one way: a folder imports only from those above it."""
+"""Data flows one way: a room imports only from those above it, and only a few may know Flower, clients and servers."""
 
 import ast
 from pathlib import Path
@@ -7,49 +7,93 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 
-LAYERS = [
-    {"fedmutual.config", "fedmutual.seeds"},
-    {"fedmutual.data", "fedmutual.diffusion"},
-    {"fedmutual.networks"},
+FLOORS = [
+    {"fedmutual.errors", "fedmutual.seeds", "fedmutual.checkpoint", "fedmutual.records"},
+    {"fedmutual.settings", "fedmutual.config"},
+    {"fedmutual.device", "fedmutual.data", "fedmutual.diffusion"},
+    {"fedmutual.networks", "fedmutual.theory"},
     {"fedmutual.learning"},
     {"fedmutual.baselines"},
-    {"fedmutual.evaluation", "fedmutual.checkpoint", "fedmutual.records"},
+    {"fedmutual.evaluation"},
+    {"fedmutual.run_folder"},
     {"client", "server"},
-    {"simulations"},
+    {"simulations.terminal"},
+    {"simulations.runs", "simulations.engine", "simulations.game", "simulations.deployment"},
+    {"simulations.report", "simulations.experiments", "simulations.upkeep"},
+    {"simulations.cli"},
+    {"fedmutual.__main__"},
 ]
-"""From top to bottom; `fedmutual.x` stands for the module or the folder of that name."""
+"""From top to bottom. A name stands for the module or the folder of that name. Rooms on one floor do not know each
+other; the arrows between floors that are more than this are in `ARROWS`."""
+
+ARROWS = {
+    "simulations.runs": {"fedmutual", "simulations.terminal"},
+    "simulations.report": {"fedmutual", "simulations.runs"},
+    "simulations.game": {"fedmutual", "simulations.terminal"},
+    "simulations.engine": {"fedmutual", "client", "server"},
+    "simulations.deployment": {"fedmutual", "client", "server", "simulations.terminal"},
+    "simulations.experiments": {"fedmutual", "client", "server", "simulations.engine", "simulations.runs"},
+    "simulations.upkeep": {"fedmutual", "client", "server", "simulations.engine", "simulations.deployment"},
+}
+"""The rooms that a room of `simulations` may import, beside itself; `cli` may import all of them."""
 
 FILES = sorted(path for top in ("fedmutual", "client", "server", "simulations") for path in (ROOT / top).rglob("*.py"))
 
 
-def layer_of(module: str) -> int | None:
+def room_of(module: str) -> str:
     parts = module.split(".")
-    unit = ".".join(parts[:2]) if parts[0] == "fedmutual" else parts[0]
-    return next((level for level, units in enumerate(LAYERS) if unit in units), None)
+    return ".".join(parts[:2]) if parts[0] in ("fedmutual", "simulations") else parts[0]
+
+
+def floor_of(module: str) -> int | None:
+    return next((floor for floor, rooms in enumerate(FLOORS) if room_of(module) in rooms), None)
+
+
+def name_of(path: Path) -> str:
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
 
 
 def imports(path: Path) -> set[str]:
-    found = set()
+    """Every module that a file imports, anywhere in it."""
+    modules = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
+            modules |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{path}: relative imports hide the layer"
-            found |= {f"{node.module}.{alias.name}" for alias in node.names}
-    return found
+            assert node.level == 0, f"{path}: relative imports hide the room"
+            modules |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return modules
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_imports_come_from_above(path):
-    own = layer_of(".".join(path.relative_to(ROOT).with_suffix("").parts))
+    room, floor = room_of(name_of(path)), floor_of(name_of(path))
     for module in imports(path):
-        other = layer_of(module)
-        assert other is None or own is None or other <= own, f"{path} imports {module} from below"
+        other = floor_of(module)
+        if other is None or floor is None or room_of(module) == room:
+            continue
+        assert other < floor, f"{path} imports {module} from its own floor or below"
 
 
-def test_every_file_has_a_layer():
-    modules = [".".join(path.relative_to(ROOT).with_suffix("").parts) for path in FILES]
-    assert [m for m in modules if layer_of(m) is None] == ["fedmutual.__init__"]
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_a_room_of_simulations_imports_only_along_its_arrows(path):
+    allowed = ARROWS.get(room_of(name_of(path)))
+    if allowed is None:
+        return
+    for module in imports(path):
+        room = room_of(module)
+        if floor_of(module) is not None and room != room_of(name_of(path)):
+            assert room in allowed or room.split(".")[0] in allowed & {"fedmutual"}, f"{path} imports {module}"
+
+
+def test_every_file_has_a_floor():
+    modules = [name_of(path) for path in FILES]
+    assert [m for m in modules if floor_of(m) is None] == ["fedmutual", "simulations"]
+
+
+def test_simulations_has_rooms_and_at_most_one_loose_file():
+    loose = [path.name for path in (ROOT / "simulations").glob("*.py") if path.name != "__init__.py"]
+    assert loose == ["terminal.py"]
 
 
 def test_client_and_server_do_not_know_each_other():
@@ -63,3 +107,9 @@ def test_the_method_knows_flower_only_in_records():
     method = [path for path in FILES if path.is_relative_to(ROOT / "fedmutual")]
     knowing = {path.name for path in method if any(module.split(".")[0] == "flwr" for module in imports(path))}
     assert knowing == {"records.py"}
+
+
+def test_tests_mirror_the_tree():
+    for path in (ROOT / "tests").rglob("test_*.py"):
+        place = path.parent.relative_to(ROOT / "tests")
+        assert place == Path() or (ROOT / place).is_dir(), f"{path} lies in no room of the code"

@@ -2,12 +2,31 @@
 
 import os
 import sys
+from collections.abc import Callable
 
 import click
+import typer
 
 from fedmutual.errors import UserError
-from simulations.cli import deploy, runs, upkeep  # noqa: F401  (their commands join the application)
-from simulations.cli.options import app
+from simulations.cli import deploy, inspect, theory, train, upkeep
+
+app = typer.Typer(no_args_is_help=True, help="Federated training of diffusion models that is fair to rare classes.")
+
+PANELS: dict[str, tuple[Callable[..., None], ...]] = {
+    "Train": (train.simulate, train.compare, train.presets, train.settings, train.extractor),
+    "Inspect": (
+        *(inspect.report, inspect.evaluate, inspect.sample, inspect.steps),
+        *(inspect.peers, inspect.audit, inspect.export),
+    ),
+    "Deploy": (deploy.doctor, deploy.credentials, deploy.deploy_demo),
+    "Theory": (theory.game,),
+    "Upkeep": (upkeep.bench, upkeep.soak),
+}
+"""The commands as `fedmutual --help` shows them; what a newcomer needs comes first."""
+
+for _panel, _commands in PANELS.items():
+    for _command in _commands:
+        app.command(rich_help_panel=_panel)(_command)
 
 
 def main() -> None:

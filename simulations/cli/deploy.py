@@ -10,13 +10,12 @@ from rich.table import Table
 
 from fedmutual.config import RunConfig
 from fedmutual.settings import parse_assignments
-from simulations.cli.options import AsJson, Settings, app
+from simulations.cli.options import AsJson, Settings
 from simulations.cli.presets import read_preset
 from simulations.cli.tables import _print_json
 from simulations.terminal import progress
 
 
-@app.command()
 def doctor(
     preset: Annotated[str | None, typer.Argument()] = None,
     settings: Settings = None,
@@ -49,7 +48,6 @@ def doctor(
         raise RuntimeError(f"{len(wrong)} of {len(rows)} checks are wrong: {', '.join(wrong)}")
 
 
-@app.command()
 def credentials(
     folder: Annotated[Path, typer.Argument(metavar="DIR")],
     clients: Annotated[int, typer.Option(min=1, help="Clients that get a key pair.")],
@@ -67,7 +65,6 @@ def credentials(
         print(f"{files:<24} {place}")
 
 
-@app.command()
 def deploy_demo(
     out: Annotated[Path, typer.Option(help="Run folder of the server.")] = Path("runs/deploy-demo"),
 ) -> None:

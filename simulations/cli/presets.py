@@ -9,16 +9,30 @@ from fedmutual.settings import read_settings
 PRESETS = Path(__file__).parents[1] / "presets"
 
 
+def names() -> list[str]:
+    """The presets that come with the package."""
+    return sorted(path.stem for path in PRESETS.glob("*.toml"))
+
+
 def read_preset(name: str) -> dict[str, Any]:
-    """The settings of a preset by name, or of a TOML file by path."""
+    """The settings of a preset by name, or of a TOML file by path.
+
+    Raises:
+        UserError: there is no such preset, or the file cannot be read.
+    """
     path = Path(name) if name.endswith(".toml") else PRESETS / f"{name}.toml"
     if not path.exists():
-        known = ", ".join(sorted(preset.stem for preset in PRESETS.glob("*.toml")))
+        known = ", ".join(names())
         raise UserError(f"no preset {name!r}: there are {known}, or give the path of a .toml file")
     return read_settings(path)
 
 
-def _settings_of(folder: Path) -> dict[str, Any]:
+def settings_of_run(folder: Path) -> dict[str, Any]:
+    """The settings of an earlier run, to go on with it.
+
+    Raises:
+        UserError: there is no run in `folder`.
+    """
     if not (folder / "config.toml").exists():
         raise UserError(f"{folder} holds no run to resume: name the folder that an earlier run wrote")
     return read_settings(folder / "config.toml")

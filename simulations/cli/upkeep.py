@@ -1,73 +1,19 @@
-"""Commands that look after the project itself: presets, settings, benchmarks, a soak test."""
+"""Commands that look after the project itself: benchmarks and a soak test."""
 
-import json
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
 from fedmutual.config import RunConfig
 from fedmutual.settings import parse_assignments
-from simulations.cli.options import AsJson, Settings, app
-from simulations.cli.presets import PRESETS, read_preset
+from simulations.cli.options import AsJson, Settings
+from simulations.cli.presets import read_preset
 from simulations.cli.tables import _print_bench, _print_json, print_rows
 from simulations.terminal import progress
 
 
-@app.command()
-def presets(as_json: AsJson = False) -> None:
-    """List the presets and what each is for."""
-    rows = []
-    for path in sorted(PRESETS.glob("*.toml")):
-        words = [line.removeprefix("#").strip() for line in path.read_text().splitlines() if line.startswith("#")]
-        rows.append({"preset": path.stem, "about": " ".join(words), "file": str(path)})
-    if as_json:
-        return _print_json(rows)
-    table = Table("preset", "what it is", box=None, padding=(0, 2, 1, 0))
-    for row in rows:
-        table.add_row(row["preset"], row["about"])
-    Console().print(table)
-
-
-@app.command()
-def settings(as_json: AsJson = False) -> None:
-    """List every setting, its default and what it does."""
-    defaults = RunConfig().settings()
-    rows = [
-        {"setting": key, "default": defaults[key], "about": field.description}
-        for _, key, field in RunConfig.documented()
-    ]
-    if as_json:
-        return _print_json(rows)
-    table = Table("setting", "default", "what it does", box=None)
-    for row in rows:
-        table.add_row(row["setting"], json.dumps(row["default"]), row["about"])
-    Console().print(table)
-
-
-@app.command()
-def game(
-    preset: Annotated[str, typer.Argument()],
-    seeds: Annotated[
-        int | None, typer.Option(help="Games for each case; by default enough for a minute or two.")
-    ] = None,
-    settings: Settings = None,
-    out: Annotated[Path | None, typer.Option(help="Folder of the report; by default runs/game-PRESET-TIME.")] = None,
-    as_json: AsJson = False,
-) -> None:
-    """The theory, exactly: equilibrium, Nash gap and divergence of every class, with figures.
-
-    PRESET is case-one, case-two, overlap, overlap-2d, many or phase; or bench, for its speed.
-    """
-    from simulations.game.command import command
-
-    command(preset, seeds, settings or [], out, as_json)
-
-
-@app.command()
 def bench(
     parts: Annotated[
         list[str] | None, typer.Argument(metavar="PART...", help="step, round, scaling, bytes; by default step.")
@@ -98,7 +44,6 @@ def bench(
         _print_bench([row for row in rows if row["name"] == name])
 
 
-@app.command()
 def soak(
     rounds: Annotated[int, typer.Option(min=10, help="Rounds of ten clients; 500 take twelve minutes.")] = 500,
     cpus: Annotated[int, typer.Option(min=0, help="Clients that train at once; 0: one for each core.")] = 0,

@@ -16,6 +16,7 @@ from fedmutual.config import RunConfig
 from server.app import prepare, serve
 from server.bank import Bank
 
+torch.set_num_threads(1)  # of every process that is started for a test, too: the number of threads moves the last bit
 TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = 1, 1, 1
 
 SMALL = {

@@ -253,7 +253,7 @@ def test_a_disk_without_room_is_told(tmp_path):
 
 def test_room_is_counted_in_what_a_run_writes(small):
     """No more than it says, and not far from it."""
-    from conftest import federate
+    from tests.support.federation import federate
 
     config = small(rounds=6, checkpoint_every=2)
     federate(config)

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from fedmutual.errors import UserError
 from fedmutual.evaluation.intervals import Estimate
 from fedmutual.theory.moments import denoising_losses
-from simulations.cli.options import app
+from simulations.cli.app import app
 from simulations.game import claims as game_claims
 from simulations.game.cases import PRESETS, Settings, geometric_counts, preset
 from simulations.game.command import run, write

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from fedmutual.errors import UserError
 from fedmutual.evaluation.membership import TIMES
 from fedmutual.evaluation.peer_gain import pull
-from simulations.cli.options import app
+from simulations.cli.app import app
 from simulations.runs.peer_gain import weigh_peers
 from tests.support.federation import federate
 

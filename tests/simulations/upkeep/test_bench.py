@@ -2,7 +2,7 @@ import pytest
 
 from fedmutual.config import RunConfig
 from fedmutual.errors import UserError
-from simulations.cli import app as cli
+from simulations.cli import upkeep as cli
 from simulations.upkeep import bench
 from tests.support.federation import SMALL
 

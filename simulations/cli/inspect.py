@@ -1,0 +1,192 @@
+"""Commands that look at finished runs: measures, samples, audits, pages."""
+
+import itertools
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from fedmutual.errors import UserError
+from fedmutual.settings import parse_assignments
+from simulations.cli.options import AsJson, RunFolder, RunFolders, Settings, Which
+from simulations.cli.tables import _print_json, _print_wide, print_metrics
+from simulations.terminal import progress
+
+
+def report(
+    runs: RunFolders,
+    out: Annotated[Path | None, typer.Option(help="The page; by default report.html in the first RUN.")] = None,
+    tensorboard: Annotated[
+        bool, typer.Option("--tensorboard", help="Also write TensorBoard event files, RUN/tensorboard.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Write one self-contained page about a run, or several side by side.
+
+    RUN is the folder that a run wrote, or a folder of such folders.
+    """
+    write_page(runs, out or runs[0] / "report.html", as_json)
+    if tensorboard:
+        from simulations.runs.tensorboard import write_events
+
+        for folder in write_events(runs):
+            print(f"events: {folder}", file=sys.stderr)
+
+
+def evaluate(run: RunFolder, which: Which = "last", settings: Settings = None, as_json: AsJson = False) -> None:
+    """Draw samples of a run's checkpoint anew and measure them; rewrites its metrics, samples and report.
+
+    Settings that say how to measure may change, such as extractor, samples or sampler, and stay with the run.
+    """
+    if settings:
+        from simulations.runs.measuring import change_measuring
+
+        change_measuring(run, parse_assignments(settings))
+    measure(run, which)
+    write_page([run], run / "report.html", as_json)
+
+
+def sample(
+    run: RunFolder,
+    out: Annotated[Path, typer.Option(help="Folder for samples.npz and a PNG grid of each class.")],
+    count: Annotated[int, typer.Option("-n", "--count", min=1, help="Samples of each class.")] = 64,
+    which: Which = "last",
+) -> None:
+    """Draw samples of every class from a run's checkpoint."""
+    from simulations.runs.networks import read_networks
+    from simulations.runs.sampling import draw_samples, write_samples
+
+    networks = read_networks(run, which)[1]
+    done = iter(range(1, len(networks) + 1))
+    with progress("sampling", len(networks), "classes") as advance:
+        drawn = draw_samples(run, count, which, lambda y: advance(next(done)))
+    write_samples(out, drawn, {}, grid=count)
+    print(f"{count} samples of each of {len(drawn)} classes in {out}")
+
+
+def steps(
+    run: RunFolder,
+    numbers: Annotated[str, typer.Option("--steps", help="Numbers of steps, with commas between them.")] = "5,10,20,50",
+    seeds: Annotated[int, typer.Option(help="Times that each sampler draws, for intervals.")] = 3,
+    extractor: Annotated[str, typer.Option(help="Measure in these features too; by default the run's setting.")] = "",
+    which: Which = "last",
+    as_json: AsJson = False,
+) -> None:
+    """Compare few-step samplers with full sampling on a run's networks: seconds, and distance to real images."""
+    if not all(part.strip().isdecimal() for part in numbers.split(",")):
+        raise UserError(f"--steps {numbers}: give whole numbers with commas between them, such as 5,10,20")
+
+    from simulations.runs.few_steps import FewSteps
+
+    comparison = FewSteps(run, [int(part) for part in numbers.split(",")], seeds, which, extractor)
+    with progress("sampling", 100, "%") as advance:
+        rows = comparison.rows(advance)
+    if as_json:
+        return _print_json(rows)
+    metric = rows[-3]["metric"]  # in features, where there are any
+    shown = [(metric, "worst"), (metric, "mean"), ("from-full", "mean")]
+    table = Table("sampler", "steps", "seconds", "of full", box=None, padding=(0, 2, 0, 0))
+    for name, class_ in shown:
+        table.add_column(f"{name}, {class_}", justify="right")
+    for (sampler, count), group in itertools.groupby(rows, key=lambda row: (row["sampler"], row["steps"])):
+        own = {(row["metric"], row["class"]): row for row in group}
+        values = [f"{own[key]['mean']:.3g} ± {own[key]['ci95']:.2g}" for key in shown]
+        seconds, share = own[shown[0]]["seconds"], own[shown[0]]["share"]
+        table.add_row(sampler, str(count), f"{seconds:.2f}", f"1/{1 / share:.0f}", *values)
+    Console().print(table)
+
+
+def peers(runs: RunFolders, which: Which = "last", as_json: AsJson = False) -> None:
+    """Show at which levels of noise a class's peers know something of its held-out samples that it does not."""
+    from simulations.runs.networks import read_networks
+    from simulations.runs.peer_gain import tables, weigh_peers
+
+    rows = []
+    for run in runs:
+        done = itertools.count(1)
+        with progress("weighing peers", len(read_networks(run, which)[1]), "classes") as advance:
+            found = weigh_peers(run, which, lambda y, done=done, advance=advance: advance(next(done)))
+        rows += [{"run": str(run), **row} for row in found]
+        if not as_json:
+            print(f"{run}:")
+            Console().print(*tables(found), sep="\n")
+    if as_json:
+        _print_json(rows)
+
+
+def audit(
+    runs: RunFolders,
+    which: Which = "last",
+    only: Annotated[
+        int | None, typer.Option("--class", min=0, help="Audit one class, where only its holder's data are.")
+    ] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("-s", "--set", metavar="KEY=VALUE", help="audit-candidates, or where data lie: data, data-path."),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Measure what a peer learns about training samples from the networks it was sent; writes audit.json.
+
+    RUN is the folder that a run wrote. Members are a class's training samples; the others were never trained on.
+    """
+    from simulations.runs.membership import audit_run, control, table
+    from simulations.runs.networks import read_networks
+
+    changes, rows = parse_assignments(settings or []), []
+    for run in runs:
+        classes = 1 if only is not None else len(read_networks(run, which)[1])
+        done = iter(range(1, classes + 1))
+        with progress("auditing", classes, "classes") as advance:
+            found = audit_run(run, lambda y, done=done, advance=advance: advance(next(done)), which, changes, only)
+        rows += [{"run": str(run), **row} for row in found]
+        if not as_json:
+            print(f"{run}:")
+            Console().print(table(found))
+            print(control(found))
+    if as_json:
+        return _print_json(rows)
+    print("These are the attacks that were tried: a low number is no proof of privacy.")
+
+
+def export(
+    run: RunFolder,
+    folder: Annotated[Path, typer.Argument(metavar="DIR")],
+    name: Annotated[str, typer.Option("--class", help="The class, by its name or its number.")],
+    which: Which = "last",
+) -> None:
+    """Write a class's U-Net into the new folder DIR, from which diffusers' DDPMPipeline.from_pretrained samples."""
+    from simulations.runs.export import export as write
+
+    write(run, name, folder, which)
+    print(f"{folder}: diffusers.DDPMPipeline.from_pretrained({str(folder)!r}) loads it; README.md there says how")
+
+
+def measure(folder: Path, which: str) -> None:
+    from simulations.runs.measuring import evaluate as measure_run
+    from simulations.runs.networks import read_networks
+
+    steps = 2 * len(read_networks(folder, which)[1])  # a class is drawn, then measured
+    done = iter(range(1, steps + 1))
+    with progress("sampling, measuring", steps, "steps") as advance:
+        measure_run(folder, which, lambda y: advance(next(done)))
+
+
+def write_page(runs: list[Path], out: Path, as_json: bool) -> None:
+    from simulations.cli.tables import comparison_table
+    from simulations.report.comparison import comparison
+    from simulations.report.page import write_report
+
+    rows = comparison(runs)
+    page = write_report(runs, out)
+    if as_json:
+        return _print_json(rows)
+    arms = len({row["arm"] for row in rows})
+    if arms < 3:
+        print_metrics(rows)
+    if arms > 2 or (arms > 1 and any(row["seeds"] > 1 for row in rows)):
+        _print_wide(comparison_table(rows))
+    print(f"report: {page}")

@@ -1,0 +1,150 @@
+"""Commands that train, and what a newcomer needs before: presets, settings, an extractor."""
+
+import json
+import sys
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from fedmutual.config import RunConfig
+from fedmutual.errors import UserError
+from fedmutual.settings import parse_assignments
+from simulations.cli.inspect import measure, write_page
+from simulations.cli.options import AsJson, Preset, Settings
+from simulations.cli.presets import PRESETS, read_preset, settings_of_run
+from simulations.cli.tables import _print_json
+from simulations.terminal import progress
+
+
+def simulate(
+    preset: Preset = "digits",
+    settings: Settings = None,
+    out: Annotated[Path | None, typer.Option(help="Run folder; by default runs/PRESET-TIME.")] = None,
+    resume: Annotated[
+        Path | None, typer.Option(help="Continue the run in this folder, with its settings instead of PRESET's.")
+    ] = None,
+    cpus: Annotated[int, typer.Option(min=0, help="Clients that train at once; 0: one for each core.")] = 0,
+    gpus: Annotated[int, typer.Option(min=-1, help="GPUs they share; -1: all there are.")] = -1,
+    as_json: AsJson = False,
+) -> None:
+    """Train a federation on this machine, one client a class, then sample, measure and report.
+
+    PRESET is the name of a preset (`fedmutual presets` lists them) or the path of a TOML file of settings.
+    """
+    changes = parse_assignments(settings or [])
+    if resume:
+        if out:
+            raise UserError("--resume continues in its own folder: leave --out out")
+        layers = [settings_of_run(resume), changes, {"resume": True, "out": str(resume)}]
+    else:
+        folder = out or Path("runs") / f"{Path(preset).stem}-{datetime.now():%Y%m%d-%H%M%S}"
+        layers = [read_preset(preset), changes, {"resume": False, "out": str(folder)}]
+    config = RunConfig.of(*layers)
+
+    from simulations.engine.simulation import Simulation
+
+    if config.measuring.extractor and config.measuring.samples:
+        from simulations.runs.measuring import run_extractor
+
+        run_extractor(config)  # a file that does not fit is found before the training, not after it
+    simulation, refused = Simulation(config, cpus, gpus), 0
+    with progress("training", config.rounds, "rounds") as advance:
+
+        def on_round(rows: list[dict[str, Any]]) -> None:
+            nonlocal refused
+            refused += sum(row["status"] in ("error", "rejected", "missing") for row in rows)
+            advance(rows[0]["round"])
+
+        folder = simulation.run(on_round)
+    if refused:
+        print(f"{refused} replies did not get through: {folder / 'history.jsonl'} says why", file=sys.stderr)
+    if config.measuring.samples:
+        measure(folder, "last")
+    write_page([folder], folder / "report.html", as_json)
+
+
+def compare(
+    preset: Preset = "digits",
+    methods: Annotated[str, typer.Option(help="Names with commas between them, or all.")] = "all",
+    seeds: Annotated[int, typer.Option(help="Seeds of each method, from the setting seed on.")] = 5,
+    settings: Settings = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of the comparison, also one to go on with; by default a new one.")
+    ] = None,
+    cpus: Annotated[int, typer.Option(min=0, help="Cores to use; 0: all there are.")] = 0,
+    gpus: Annotated[int, typer.Option(min=-1, help="GPUs for federated arms; -1: all there are.")] = -1,
+    as_json: AsJson = False,
+) -> None:
+    """Train several methods on the same data, split and budget, over several seeds, and report.
+
+    PRESET is as in simulate. `-s METHOD.key=value` changes a setting of one method alone. An arm that is finished
+    is not run again, so that the same command goes on after a stop.
+    """
+    changes = {**read_preset(preset), **parse_assignments(settings or [])}
+    folder = out or Path("runs") / f"compare-{Path(preset).stem}-{datetime.now():%Y%m%d-%H%M%S}"
+
+    from simulations.experiments.plan import plan, run_arms
+
+    made = plan(changes, methods, seeds, folder)
+    with progress("comparing", len(made.arms), "arms") as advance:
+        run_arms(made, cpus, gpus, advance)
+    write_page(made.places, folder / "report.html", as_json)
+
+
+def extractor(
+    preset: Preset = "digits",
+    settings: Settings = None,
+    out: Annotated[Path | None, typer.Option(help="The file; by default extractors/PRESET-SEED.safetensors.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Train a classifier for measures in features: fd-features, is-features, precision-features and so on.
+
+    It learns from the training images of PRESET's data, as many of each class, whatever the long tail; its
+    accuracy on the test part is recorded in the file. Use it with -s extractor=FILE.
+    """
+    config = RunConfig.of(read_preset(preset), parse_assignments(settings or []))
+
+    from fedmutual.device import pick_device
+    from fedmutual.evaluation.features import Training
+
+    path = out or Path("extractors") / f"{Path(preset).stem}-{config.seed}.safetensors"
+    training = Training(config, path, pick_device(config))
+    with progress("training", 100, "%") as advance:
+        facts = training.run(advance)
+    if as_json:
+        return _print_json([facts])
+    right = f"{100 * facts['accuracy']:.1f} % of {facts['test_images']} test images"
+    print(f"{path}: {facts['training_images']} training images, {right} told right, sha256 {facts['sha256'][:16]}")
+
+
+def presets(as_json: AsJson = False) -> None:
+    """List the presets and what each is for."""
+    rows = []
+    for path in sorted(PRESETS.glob("*.toml")):
+        words = [line.removeprefix("#").strip() for line in path.read_text().splitlines() if line.startswith("#")]
+        rows.append({"preset": path.stem, "about": " ".join(words), "file": str(path)})
+    if as_json:
+        return _print_json(rows)
+    table = Table("preset", "what it is", box=None, padding=(0, 2, 1, 0))
+    for row in rows:
+        table.add_row(row["preset"], row["about"])
+    Console().print(table)
+
+
+def settings(as_json: AsJson = False) -> None:
+    """List every setting, its default and what it does."""
+    defaults = RunConfig().settings()
+    rows = [
+        {"setting": key, "default": defaults[key], "about": field.description}
+        for _, key, field in RunConfig.documented()
+    ]
+    if as_json:
+        return _print_json(rows)
+    table = Table("setting", "default", "what it does", box=None)
+    for row in rows:
+        table.add_row(row["setting"], json.dumps(row["default"]), row["about"])
+    Console().print(table)
