@@ -31,6 +31,9 @@ for _panel, _commands in PANELS.items():
 
 def main() -> None:
     """Run the command line; exit code 0 done, 1 failed, 2 wrong usage or settings."""
+    for stream in (sys.stdout, sys.stderr):
+        # Names of classes and files are printed as they are, whatever the locale and whatever bytes they hold.
+        stream.reconfigure(encoding="utf-8", errors="surrogateescape")
     try:
         if app(standalone_mode=False) == 130:  # what typer makes of Ctrl-C
             raise KeyboardInterrupt

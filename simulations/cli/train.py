@@ -1,5 +1,6 @@
 """Commands that train, and what a newcomer needs before: presets, settings, an extractor."""
 
+import itertools
 import json
 import sys
 from datetime import datetime
@@ -135,16 +136,37 @@ def presets(as_json: AsJson = False) -> None:
     Console().print(table)
 
 
-def settings(as_json: AsJson = False) -> None:
+def settings(
+    as_json: AsJson = False,
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print the page docs/settings.md.")] = False,
+) -> None:
     """List every setting, its default and what it does."""
     defaults = RunConfig().settings()
     rows = [
-        {"setting": key, "default": defaults[key], "about": field.description}
-        for _, key, field in RunConfig.documented()
+        {"group": group, "setting": key, "default": defaults[key], "about": field.description}
+        for group, key, field in RunConfig.documented()
     ]
     if as_json:
         return _print_json(rows)
+    if markdown:
+        return print(settings_page(rows), end="")
     table = Table("setting", "default", "what it does", box=None)
     for row in rows:
         table.add_row(row["setting"], json.dumps(row["default"]), row["about"])
-    Console().print(table)
+    Console(markup=False).print(table)
+
+
+def settings_page(rows: list[dict[str, Any]]) -> str:
+    """The page of docs about all settings: a table for each group."""
+    lines = [
+        "# Settings",
+        "",
+        "A setting is the same in a preset, after `-s key=value` and in `flwr run -c`. This page is printed by",
+        "`fedmutual settings --markdown`; a test holds it to the code.",
+    ]
+    for group, settings_of_group in itertools.groupby(rows, key=lambda row: row["group"]):
+        lines += ["", f"## {group}", "", "| setting | default | what it does |", "|---|---|---|"]
+        for row in settings_of_group:
+            about = row["about"].replace("|", "\\|")
+            lines.append(f"| `{row['setting']}` | `{json.dumps(row['default'])}` | {about} |")
+    return "\n".join(lines) + "\n"
