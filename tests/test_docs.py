@@ -12,7 +12,7 @@ import typer
 import yaml
 
 from fedmutual.config import RunConfig
-from simulations.cli import app
+from simulations.cli.app import app
 
 ROOT = Path(__file__).parent.parent
 README, INDEX = ROOT / "README.md", ROOT / "docs/README.md"
@@ -23,8 +23,6 @@ COMMANDS = {**typer.main.get_command(app).commands}
 SETTINGS = set(RunConfig().settings())
 MAKE_TARGETS = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
 
-NEW = (ROOT / "simulations/engine").is_dir()
-new_layout = pytest.mark.skipif(not NEW, reason="the docs name the folders of the new layout")
 every_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 
 
@@ -81,7 +79,6 @@ def test_anchors_exist(page):
     assert missing == []
 
 
-@new_layout
 @every_page
 def test_named_files_exist(page):
     places = re.findall(r"`((?:fedmutual|client|server|simulations|tests|docs)/[\w./-]*)`", page.read_text())
@@ -89,7 +86,6 @@ def test_named_files_exist(page):
     assert missing == []
 
 
-@new_layout
 def test_the_map_shows_folders_that_exist():
     block = re.search(r"^fedmutual/ .*?(?=^```$)", README.read_text(), re.MULTILINE | re.DOTALL)
     parent, missing = "", []
