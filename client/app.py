@@ -22,7 +22,7 @@ from client.loaded_peers import LoadedPeers
 from client.store import Busy, LostState, Numbers, StaleRound, Store
 from fedmutual.checkpoint import Unwritable
 from fedmutual.config import RunConfig
-from fedmutual.data.source import ClassData, load_class, num_classes
+from fedmutual.data.source import ClassData, num_classes, open_source
 from fedmutual.device import pick_device
 from fedmutual.diffusion.choose import make_process
 from fedmutual.errors import UserError
@@ -157,10 +157,10 @@ def own_data(config: RunConfig, y: int, device: torch.device) -> ClassData:
     """
     if config.data.source in ("npz", "folder") and not config.data.path:
         raise UserError('this client has no data: start it with data-path="/path/to/them" in --node-config')
-    if y >= num_classes(config):
-        raise UserError(f"partition-id = {y}, and the classes are 0..{num_classes(config) - 1}")
+    if y >= num_classes(config.data):
+        raise UserError(f"partition-id = {y}, and the classes are 0..{num_classes(config.data) - 1}")
     try:
-        data = load_class(config, y)
+        data = open_source(config.data, config.seed).load(y)
     except UserError as error:
         log(ERROR, "this client's data cannot be used: %s", error)
         raise UserError("this client's data cannot be used: its own log says why") from None

@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from fedmutual.config import RunConfig
+from fedmutual.config import RunConfig, refuse_without_effect
 from fedmutual.errors import UserError
 from fedmutual.settings import parse_assignments
 from simulations.cli.options import AsJson, Preset, RunFolder, RunFolders, Settings, Which, app
@@ -44,6 +44,7 @@ def simulate(
         folder = out or Path("runs") / f"{Path(preset).stem}-{datetime.now():%Y%m%d-%H%M%S}"
         layers = [read_preset(preset), changes, {"resume": False, "out": str(folder)}]
     config = RunConfig.of(*layers)
+    refuse_without_effect(config, changes)
 
     from simulations.engine.simulation import Simulation
 
@@ -52,6 +53,8 @@ def simulate(
 
         run_extractor(config)  # a file that does not fit is found before the training, not after it
     simulation, refused = Simulation(config, cpus, gpus), 0
+    for notice in simulation.notices:
+        print(f"note: {notice}", file=sys.stderr)
     with progress("training", config.rounds, "rounds") as advance:
 
         def on_round(rows: list[dict[str, Any]]) -> None:
@@ -148,7 +151,9 @@ def extractor(
     It learns from the training images of PRESET's data, as many of each class, whatever the long tail; its
     accuracy on the test part is recorded in the file. Use it with -s extractor=FILE.
     """
-    config = RunConfig.of(read_preset(preset), parse_assignments(settings or []))
+    changes = parse_assignments(settings or [])
+    config = RunConfig.of(read_preset(preset), changes)
+    refuse_without_effect(config, changes)
 
     from fedmutual.device import pick_device
     from fedmutual.evaluation.features import Training
@@ -221,7 +226,9 @@ def compare(
 
     from simulations.experiments.plan import plan, run_arms
 
-    made = plan(changes, methods, seeds, folder)
+    made = plan(changes, methods, seeds, folder, given=parse_assignments(settings or []))
+    for notice in made.notices:
+        print(f"note: {notice}", file=sys.stderr)
     with progress("comparing", len(made.arms), "arms") as advance:
         run_arms(made, cpus, gpus, advance)
     _report(made.places, folder / "report.html", as_json)

@@ -16,7 +16,8 @@ PRESETS = sorted((ROOT / "simulations/presets").glob("*.toml"))
 
 def test_flower_knows_exactly_our_settings_and_defaults():
     declared = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["flwr"]["app"]["config"]
-    assert declared == RunConfig().settings()
+    assert declared == {key: field.default for _, key, field in RunConfig.documented()}
+    assert RunConfig.of(declared) == RunConfig()
 
 
 def test_every_weight_has_a_name_in_the_settings():
