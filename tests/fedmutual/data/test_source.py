@@ -31,7 +31,7 @@ from fedmutual.data import npz as archives
 from fedmutual.data import source as sources
 from fedmutual.data.mixtures import MIXTURES
 from fedmutual.errors import UserError
-from tests.support.data import load_class, load_test, load_unseen, opened, training_counts
+from tests.support.data import load_class, load_test, load_unseen, training_counts
 
 
 def config(**changes) -> RunConfig:
