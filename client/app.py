@@ -20,9 +20,10 @@ from torch import nn
 
 from client.loaded_peers import LoadedPeers
 from client.store import Busy, LostState, Numbers, StaleRound, Store
-from fedmutual.checkpoint import Unwritable
+from fedmutual.checkpoint import Unwritable, write_atomic
 from fedmutual.config import RunConfig
-from fedmutual.data.source import ClassData, load_class, num_classes
+from fedmutual.data.fingerprint import FILE, Fingerprint, fingerprint, fingerprints_text, refuse_changed
+from fedmutual.data.source import ClassData, num_classes, open_source
 from fedmutual.device import pick_device
 from fedmutual.diffusion.choose import make_process
 from fedmutual.errors import UserError
@@ -83,6 +84,7 @@ def _train(message: Message, context: Context) -> Message:
     peers = _peers(message.content, order, config, player.network, initial, limit)
     store = Store(store_root(config), order["run"], y)
     with store.locked(config.federation.timeout):
+        know_again(store, y, own_fingerprint(config, y, device))
         numbers = store.restore(player, attempt, round_, checkpointed)
         if not numbers and order["reported"]:
             raise LostState(f"this client's state of round {order['reported']} is gone: restore its store")
@@ -157,15 +159,36 @@ def own_data(config: RunConfig, y: int, device: torch.device) -> ClassData:
     """
     if config.data.source in ("npz", "folder") and not config.data.path:
         raise UserError('this client has no data: start it with data-path="/path/to/them" in --node-config')
-    if y >= num_classes(config):
-        raise UserError(f"partition-id = {y}, and the classes are 0..{num_classes(config) - 1}")
+    if y >= num_classes(config.data):
+        raise UserError(f"partition-id = {y}, and the classes are 0..{num_classes(config.data) - 1}")
     try:
-        data = load_class(config, y)
+        data = open_source(config.data, config.seed).load(y)
     except UserError as error:
         log(ERROR, "this client's data cannot be used: %s", error)
         raise UserError("this client's data cannot be used: its own log says why") from None
     dtype = getattr(torch, config.compute.dtype)
     return ClassData(data.train.to(device, dtype), data.held_out.to(device, dtype))
+
+
+@lru_cache(maxsize=16)
+def own_fingerprint(config: RunConfig, y: int, device: torch.device) -> Fingerprint:
+    """Of what this client trains on; stays on its machine."""
+    return fingerprint(own_data(config, y, device).train)
+
+
+def know_again(store: Store, y: int, now: Fingerprint) -> None:
+    """Keep the fingerprint of what this client trains on with its state, and compare with what was kept.
+
+    Raises:
+        UserError: the data have changed since the run began; what of them is said in the client's own log alone.
+    """
+    try:
+        refuse_changed(store.folder, {y: now}, [])
+    except UserError as error:
+        log(ERROR, "%s", error)
+        raise UserError("this client's data have changed since the run began: its own log says more") from None
+    if not (store.folder / FILE).exists():
+        write_atomic(store.folder / FILE, fingerprints_text({y: now}).encode())
 
 
 def _peers(

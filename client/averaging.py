@@ -36,7 +36,7 @@ def train(message: Message, context: Context) -> Message:
     config = RunConfig.of(json.loads(order["settings"]), node_settings(context))
     y, round_, device = class_of(context), int(order["server-round"]), pick_device(config)
     data = own_data(config, y, device)
-    network = build_conditional(config, tuple(data.train.shape[1:]), num_classes(config)).to(device)
+    network = build_conditional(config, tuple(data.train.shape[1:]), num_classes(config.data)).to(device)
     # Only parameters travel: buffers are the same everywhere, and their average would round.
     network.load_state_dict(message.content.array_records["arrays"].to_torch_state_dict(), strict=False)
     own = OfClass(network, y)

@@ -5,7 +5,8 @@ and in `flwr run -c`. Inside, settings come in frozen groups, so that a function
 defaults are the `digits` federation, but for `local-steps`, which a server of separate machines finds by itself.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
+from types import MappingProxyType
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -73,19 +74,33 @@ class Data(Group):
     mixture: str = Field("overlap", description="which family, for data = gaussians")
     classes: Count = Field(0, description="number of classes; 0: as the source has them")
     shape: Integers = Field("", description="sample shape such as 1,28,28; empty: read off the source")
-    imbalance: Literal["none", "exponential", "step", "counts"] = Field(
-        "exponential", description="shape of the long tail over classes"
+    imbalance: Literal["auto", "none", "exponential", "step", "counts"] = Field(
+        "auto",
+        description="shape of the long tail over classes; auto: none for npz and folder, which keep their own, "
+        "exponential for the others",
     )
     imbalance_ratio: Annotated[float, Field(gt=0, le=1)] = Field(0.05, description="smallest over largest count")
     head_count: Count = Field(0, description="training samples of the largest class; 0: all there are")
     counts: Integers = Field("", description="training samples of each class, for imbalance = counts")
-    held_out: Count = Field(20, description="samples of each class kept from training, to choose settings by")
+    held_out: Count = Field(
+        20,
+        description="samples of each class kept from training, to choose settings by; of a val part: at most so many",
+    )
     test: Count = Field(65, description="samples of each class kept for the report alone; 0: all of a test part")
 
     @property
     def dims(self) -> tuple[int, ...]:
         """The setting `shape` as numbers; empty when it is to be read off the source."""
         return tuple(int(part) for part in self.shape.split(",")) if self.shape else ()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _tail(cls, settings: Any) -> Any:
+        """`auto` becomes what it stands for, so that a run folder says what was done."""
+        if not isinstance(settings, dict) or settings.get("imbalance", "auto") != "auto":
+            return settings
+        source = settings.get("data") or settings.get("source", "digits")
+        return {**settings, "imbalance": "none" if source in ("npz", "folder") else "exponential"}
 
     @model_validator(mode="after")
     def _consistent(self) -> "Data":
@@ -338,6 +353,65 @@ def _fields() -> Iterator[tuple[str | None, str, FieldInfo]]:
 
 _PLACES = {key: group for group, key, _ in _fields()}
 """{flat key: its group}."""
+
+
+_UNET_KINDS = ("unet", *UNETS)
+
+_EFFECTS: dict[str, tuple[str, Callable[[RunConfig], bool]]] = {
+    "data-path": ("data", lambda config: config.data.source not in ("digits", "gaussians")),
+    "download": ("data", lambda config: config.data.source not in ("digits", "gaussians", "npz", "folder")),
+    "mixture": ("data", lambda config: config.data.source == "gaussians"),
+    "imbalance-ratio": ("imbalance", lambda config: config.data.imbalance in ("exponential", "step")),
+    "head-count": ("imbalance", lambda config: config.data.imbalance != "counts"),
+    "evaluate-every": ("held-out", lambda config: config.data.held_out > 0 or not config.federation.evaluate_every),
+    "horizon": ("process", lambda config: config.diffusion.process == "ou"),
+    "stop": ("process", lambda config: config.diffusion.process == "ou"),
+    "depth": ("network", lambda config: config.network.kind != "random-features"),
+    "multipliers": ("network", lambda config: config.network.kind in _UNET_KINDS),
+    "attention": ("network", lambda config: config.network.kind in _UNET_KINDS),
+    "dropout": ("network", lambda config: config.network.kind in _UNET_KINDS),
+    "batch": ("draws", lambda config: config.optimiser.draws == "fresh"),
+    "scarcity": ("beta-rule", lambda config: config.mutual.rule == "scarcity"),
+}
+"""{setting: (another, whether the first has an effect beside it)}."""
+
+_METHODS = {"tau": "cbdm", "proximal-mu": "fedprox"}
+"""{setting: the only method of a comparison that reads it}."""
+
+
+def refuse_without_effect(
+    config: RunConfig, given: Mapping[str, Any], methods: Mapping[str, "RunConfig"] = MappingProxyType({})
+) -> None:
+    """Refuse settings that would change nothing, where a run is started; an earlier run is read as it is.
+
+    given: the settings that a person gave beyond a preset's; where those are not known, all whose value is not the
+    default. methods: those of a comparison, and what their settings are; an effect on one of them is enough.
+
+    Raises:
+        UserError: names the setting, what takes its effect away, and what to do.
+    """
+    for key, value in given.items():
+        if key in _METHODS and _METHODS[key] not in methods:
+            raise UserError(f"{key} = {value} has an effect on the method {_METHODS[key]} alone: leave {key} out")
+        if key in _EFFECTS and not any(_EFFECTS[key][1](each) for each in (config, *methods.values())):
+            other = _EFFECTS[key][0]
+            raise UserError(
+                f"{key} = {value} has no effect with {other} = {config.settings()[other]}: "
+                f"change {other}, or leave {key} out"
+            )
+    if config.mutual.exchange == "mean" and not (
+        config.network.kind == "random-features" and config.network.shared_init
+    ):
+        raise UserError(
+            "exchange = mean averages parameters, which mean the same in every class only with network = "
+            "random-features and shared-init = true: set both, or exchange = networks"
+        )
+
+
+def beyond_defaults(config: RunConfig) -> dict[str, Any]:
+    """The settings whose value is not the default's, for `refuse_without_effect`."""
+    defaults = RunConfig().settings()
+    return {key: value for key, value in config.settings().items() if value != defaults[key]}
 
 
 def _one_line(error: ValidationError) -> str:

@@ -12,6 +12,9 @@ from fedmutual.errors import UserError
 def parse_assignments(assignments: list[str]) -> dict[str, Any]:
     """`["beta=0.1", "data=digits"]` as settings; values are TOML, a bare word is a string.
 
+    So is a number that is not written as Python writes it, such as 2024_01, 1e3 or 0x10, which may be the name of a
+    file; a setting that is a number takes the text as one.
+
     Raises:
         UserError: one that is not key=value.
     """
@@ -29,7 +32,9 @@ def _scalar(text: str) -> bool | int | float | str:
         value = tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
         return text
-    return value if isinstance(value, bool | int | float | str) else text
+    if isinstance(value, bool | str):
+        return value
+    return value if isinstance(value, int | float) and repr(value) == text else text
 
 
 def read_settings(path: Path) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from flwr.serverapp import Grid, ServerApp
 from flwr.superlink.grid import HttpGrid
 
 from fedmutual.checkpoint import Unwritable
-from fedmutual.config import RunConfig
+from fedmutual.config import RunConfig, beyond_defaults, refuse_without_effect
 from fedmutual.data.source import num_classes, sample_shape
 from fedmutual.errors import UserError
 from server.bank import Bank
@@ -36,6 +36,7 @@ def main(grid: Grid, context: Context) -> None:
     """A run started by `flwr run`, whose run config holds the settings; its log is what `flwr log` shows."""
     try:
         config = RunConfig.of(dict(context.run_config))
+        refuse_without_effect(config, beyond_defaults(config))
 
         def tell(rows: list[dict[str, Any]]) -> None:
             log(INFO, "%s", round_in_words(rows, strategy.config, strategy.roster.simulated))
@@ -77,7 +78,7 @@ def prepare(config: RunConfig, on_round: OnRound = lambda rows: None) -> MutualL
         UserError: settings that cannot work, or a run folder that is taken.
     """
     config = settled_before(config)
-    bank = Bank(config, sample_shape(config), num_classes(config))
+    bank = Bank(config, sample_shape(config.data), num_classes(config.data))
     if config.federation.min_clients > bank.classes:
         raise UserError(
             f"min-clients = {config.federation.min_clients}, and there are {bank.classes} classes: lower it"

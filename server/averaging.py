@@ -37,9 +37,9 @@ class Recorded:
 
     def open(self, config: RunConfig) -> None:
         """Make or reopen the run folder."""
-        self.config, self.classes = config, num_classes(config)
-        self.network = build_conditional(config, sample_shape(config), self.classes)
-        self.shelf = Shelf(sample_shape(config))
+        self.config, self.classes = config, num_classes(config.data)
+        self.network = build_conditional(config, sample_shape(config.data), self.classes)
+        self.shelf = Shelf(sample_shape(config.data))
         initial = {name: tensor.clone() for name, tensor in self.network.state_dict().items()}
         start = {name: parameter.detach().clone() for name, parameter in self.network.named_parameters()}
         self.shelf.entries = {SHARED: Made(initial, 0), ITERATE: Made(start, 0)}
@@ -143,7 +143,7 @@ def prepare_fedprox(config: RunConfig) -> RecordedFedProx:
 
 
 def _everyone(config: RunConfig) -> dict[str, Any]:
-    classes = num_classes(config)
+    classes = num_classes(config.data)
     return {"min_train_nodes": classes, "min_available_nodes": classes}
 
 

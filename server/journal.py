@@ -65,7 +65,7 @@ class Journal:
             attempt=self.attempt,
             name=config.data.source,
             method="mutual" if config.mutual.beta else "isolated",
-            class_names=class_names(config),
+            class_names=class_names(config.data),
             training_counts=None,
             shape=list(bank.shape),
             parameters=bank.parameters,

@@ -4,13 +4,13 @@ import pytest
 import torch
 
 from fedmutual.config import RunConfig
-from fedmutual.data.source import load_class, training_counts
 from fedmutual.diffusion.choose import make_process
 from fedmutual.networks import build
 from fedmutual.seeds import generator
 from fedmutual.theory.descent import adam, descend, gradient_descent, stable_rate
 from fedmutual.theory.game import Game, uniform_peers
 from fedmutual.theory.moments import Players, Sample, moments
+from tests.support.data import load_class, training_counts
 from tests.support.federation import LocalGrid, federate, networks
 
 GAUSSIANS = {

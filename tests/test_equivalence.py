@@ -8,7 +8,7 @@ import torch
 from flwr.app import Message, MessageType
 
 from fedmutual.baselines.central_igd import central_igd
-from fedmutual.data.source import ClassData, load_class
+from fedmutual.data.source import ClassData
 from fedmutual.diffusion.choose import make_process
 from fedmutual.learning.igd import local_steps
 from fedmutual.learning.objective import mutual_loss
@@ -17,6 +17,7 @@ from fedmutual.learning.player import Player
 from fedmutual.networks import build
 from fedmutual.records import HELLO, NUMBERS, OPTIONAL_NUMBERS, ORDER
 from fedmutual.run_folder import read_history
+from tests.support.data import load_class
 from tests.support.federation import LocalGrid, assert_same, federate, networks
 
 

@@ -86,4 +86,4 @@ def split(size: int, test: int, held_out: int, generator: torch.Generator) -> tu
     training part contains a shorter one.
     """
     order = torch.randperm(size, generator=generator)
-    return order.split([test, held_out, size - test - held_out])
+    return order[:test], order[test : test + held_out], order[test + held_out :]

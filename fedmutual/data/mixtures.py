@@ -5,6 +5,7 @@ there as 1/2 N(-4, 3) + 1/2 N(4, 3) against N(0, 2), has variances 3 and 2.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -70,7 +71,7 @@ def line(classes: int, spacing: float = 1.0) -> list[Mixture]:
     return [Mixture.of((1.0, spacing * (y - centre), 1.0)) for y in range(classes)]
 
 
-MIXTURES = {
+MIXTURES: dict[str, Callable[[], list[Mixture]]] = {
     "case-one": case_one,
     "case-two": lambda: [Mixture.of((0.5, -4.0, 3.0), (0.5, 4.0, 3.0)), Mixture.of((1.0, 0.0, 2.0))],
     "overlap": lambda: [Mixture.of((0.5, -2.0, 1.0), (0.5, 2.0, 1.0)), Mixture.of((1.0, 0.0, 4.0))],

@@ -1,10 +1,12 @@
-"""Where samples come from: each client loads its own class and nothing else.
+"""Where samples come from. A `Source` is opened once; then each class's samples are read from it, and nothing else.
 
-Every source is opened as a `Part`: the class of each row, and a way to read chosen rows. What a call returns
-has its own memory, and nothing is kept between calls. Image bytes become [-1, 1] by x / 127.5 - 1.
+What a call returns has its own memory. A source holds what it takes to find a class's samples, such as labels or
+names of files; samples only where the file allows nothing else (torchvision's), or with `keep`.
 """
 
 import sys
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,12 +14,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedmutual.config import RunConfig
+from fedmutual.config import Data
 from fedmutual.data import long_tail
-from fedmutual.data.files import Part, Which, folder, mendable, npz
+from fedmutual.data.fingerprint import Fingerprint, combined, fingerprint, mark
 from fedmutual.data.mixtures import MIXTURES, Mixture
+from fedmutual.data.named import NAMED, open_named
+from fedmutual.data.parts import Opened, Part, Rows
 from fedmutual.errors import UserError
 from fedmutual.seeds import generator
+
+_UNLIMITED = sys.maxsize
+_BLOCK = 256
+"""Samples that are in memory at once while all of a class is looked through."""
 
 
 @dataclass(frozen=True)
@@ -28,134 +36,307 @@ class ClassData:
     held_out: Tensor
 
 
-_DIGITS = [str(digit) for digit in range(10)]
-_CLOTHES = "T-shirt/top|Trouser|Pullover|Dress|Coat|Sandal|Shirt|Sneaker|Bag|Ankle boot"
-_CIFAR10 = "airplane automobile bird cat deer dog frog horse ship truck"
-_CIFAR100 = """apple aquarium_fish baby bear beaver bed bee beetle bicycle bottle bowl boy bridge bus butterfly
-camel can castle caterpillar cattle chair chimpanzee clock cloud cockroach couch crab crocodile cup dinosaur
-dolphin elephant flatfish forest fox girl hamster house kangaroo keyboard lamp lawn_mower leopard lion lizard
-lobster man maple_tree motorcycle mountain mouse mushroom oak_tree orange orchid otter palm_tree pear
-pickup_truck pine_tree plain plate poppy porcupine possum rabbit raccoon ray road rocket rose sea seal shark
-shrew skunk skyscraper snail snake spider squirrel streetcar sunflower sweet_pepper table tank telephone
-television tiger tractor train trout tulip turtle wardrobe whale willow_tree wolf woman worm"""
-_NAMED = {
-    "digits": (_DIGITS, (1, 8, 8)),
-    "mnist": (_DIGITS, (1, 28, 28)),
-    "fashion-mnist": (_CLOTHES.split("|"), (1, 28, 28)),
-    "cifar10": (_CIFAR10.split(), (3, 32, 32)),
-    "cifar100": (_CIFAR100.split(), (3, 32, 32)),
-}
-_TORCHVISION = {"mnist": "MNIST", "fashion-mnist": "FashionMNIST", "cifar10": "CIFAR10", "cifar100": "CIFAR100"}
-_UNLIMITED = sys.maxsize
+class Source(ABC):
+    """The samples of every class, cut into parts that the seed alone decides.
+
+    names: of the classes, in order. shape: of one sample, channels first. A source of one class is a client's own
+    data, whatever its number y is.
+    """
+
+    names: list[str]
+    shape: tuple[int, ...]
+
+    @property
+    @abstractmethod
+    def counts(self) -> list[int]:
+        """Training samples of every class, the long tail applied.
+
+        Raises:
+            UserError: settings that ask for more than there is, or data of one client's class only.
+        """
+
+    @abstractmethod
+    def load(self, y: int) -> ClassData:
+        """Class y's training and held-out parts, read at once.
+
+        Raises:
+            UserError: no such class, or data that cannot be used; so do all that follow.
+        """
+
+    def train(self, y: int) -> Tensor:
+        """What class y trains on, [n, *dims]."""
+        return self.load(y).train
+
+    def held_out(self, y: int) -> Tensor:
+        """What settings are chosen by; empty where there is none."""
+        return self.load(y).held_out
+
+    @abstractmethod
+    def test(self, y: int) -> Tensor:
+        """What the report alone is measured by; empty where there is none."""
+
+    @abstractmethod
+    def unseen(self, y: int) -> Tensor:
+        """All that no training saw: the held-out part, what the long tail left over, the test part."""
+
+    @abstractmethod
+    def look_through(self, y: int) -> Fingerprint:
+        """Read all that there is of class y, in every part; the fingerprint of what it trains on.
+
+        Raises:
+            UserError: a sample that cannot be used.
+        """
+
+    @property
+    def notices(self) -> list[str]:
+        """What a user should know of the data, a sentence each: what is left out, and values that look like a mistake
+        among those that were read so far."""
+        return []
+
+    @property
+    def whole(self) -> bool:
+        """Whether this holds every class, and not one client's own."""
+        return True
 
 
-def num_classes(config: RunConfig) -> int:
+def open_source(data: Data, seed: int, keep: bool = False) -> Source:
+    """Open the data of the settings; `keep` what is read in memory, for a caller that reads every class.
+
+    Raises:
+        UserError: data that are missing or cannot be used, or settings that contradict them.
+    """
+    if data.source == "gaussians":
+        return Gaussians(data, seed)
+    return FileSource(data, seed, _open(data, keep=keep))
+
+
+# What is known without the data
+
+
+def num_classes(data: Data) -> int:
     """Number of classes: a constant of a named source, else the setting `classes`, else read at data-path.
 
     Raises:
         UserError: a setting that contradicts the source, or nothing to read it from.
     """
-    if config.data.source not in ("npz", "folder") or not config.data.classes:
-        return len(class_names(config))
-    return config.data.classes
+    if data.source not in ("npz", "folder") or not data.classes:
+        return len(class_names(data))
+    return data.classes
 
 
-def class_names(config: RunConfig) -> list[str]:
+def class_names(data: Data) -> list[str]:
     """Names by class number; plain numbers where the setting `classes` stands in for the data.
 
     Raises:
         UserError: as `num_classes`.
     """
-    if config.data.source not in ("npz", "folder"):
-        return _constants(config)[0]
-    if config.data.classes:
-        return [str(y) for y in range(config.data.classes)]
-    return _open(config, "train", instead="classes").names
+    if data.source not in ("npz", "folder"):
+        return _constants(data)[0]
+    if data.classes:
+        return [str(y) for y in range(data.classes)]
+    return _open(data, instead="classes").names
 
 
-def sample_shape(config: RunConfig) -> tuple[int, ...]:
+def sample_shape(data: Data) -> tuple[int, ...]:
     """Shape of one sample, channels first: the setting `shape`, or read like `num_classes`.
 
     Raises:
         UserError: as `num_classes`.
     """
-    if config.data.source not in ("npz", "folder"):
-        return _constants(config)[1]
-    return _checked_dims(config) or _open(config, "train", instead="shape").shape
+    if data.source not in ("npz", "folder"):
+        return _constants(data)[1]
+    return _checked_dims(data) or _open(data, instead="shape").shape
 
 
-def load_class(config: RunConfig, y: int) -> ClassData:
-    """Class y's training and held-out parts. A source of one class is this client's own, whatever y is.
-
-    Raises:
-        UserError: no such class, or data that cannot be used.
-    """
-    if config.data.source == "gaussians":
-        count = training_counts(config)[_existing(y, num_classes(config))]
-        _, held_out, train = _draw(config, y, config.data.test, config.data.held_out, count)
-        return ClassData(train, held_out)
-    part = _open(config, "train")
-    own = _own_rows(config, part, y)
-    count = _training_count(config, part, y)
-    _, held_out, pool = _cut(config, part, y, len(own))
-    samples = _samples(part, own[np.concatenate([held_out, pool[:count]])])
-    return ClassData(samples[config.data.held_out :].clone(), samples[: config.data.held_out].clone())
+def _constants(data: Data) -> tuple[list[str], tuple[int, ...]]:
+    """Names and sample shape of a source that needs no data to tell them."""
+    if data.source == "gaussians":
+        family = _family(data)
+        known: tuple[list[str], tuple[int, ...]] = ([str(y) for y in range(len(family))], (family[0].dimension,))
+    else:
+        known = NAMED[data.source]
+    names, shape = known
+    _agree(data, len(names), shape)
+    return list(names), shape
 
 
-def load_test(config: RunConfig, y: int) -> Tensor:
-    """Class y's test part, [n, *dims]; empty where there is none.
-
-    Raises:
-        UserError: as `load_class`, or a test part with fewer samples than the setting `test`.
-    """
-    if config.data.source == "gaussians":
-        _existing(y, num_classes(config))
-        return _draw(config, y, config.data.test)[0]
-    part = _open(config, "test")
-    own = _own_rows(config, part, y)
-    if not part.has_test:
-        return _samples(part, own[_cut(config, part, y, len(own))[0]])
-    if len(own) < config.data.test:
-        raise UserError(f"the test part has {len(own)} samples of class {y}: lower test = {config.data.test}")
-    order = torch.randperm(len(own), generator=generator(config.seed, y, 0, "test")).numpy()
-    return _samples(part, own[order[: config.data.test or len(own)]])
+def _agree(data: Data, classes: int, shape: tuple[int, ...]) -> None:
+    if data.classes not in (0, classes):
+        raise UserError(f"classes = {data.classes}, but {data.source} has {classes}: leave classes at 0")
+    if data.dims not in ((), shape):
+        have = ",".join(map(str, shape))
+        raise UserError(f"shape = {data.shape}, but samples of {data.source} have {have}: leave shape empty")
 
 
-def load_unseen(config: RunConfig, y: int) -> Tensor:
-    """Class y's samples that no training saw, [n, *dims]: held-out part, what the long tail left over, test part.
-
-    Raises:
-        UserError: as `load_class` and `load_test`.
-    """
-    if config.data.source == "gaussians":
-        return torch.cat([load_class(config, y).held_out, load_test(config, y)])
-    part = _open(config, "train")
-    own = _own_rows(config, part, y)
-    test, held_out, pool = _cut(config, part, y, len(own))
-    left_over = pool[_training_count(config, part, y) :]
-    unseen = _samples(part, own[np.concatenate([held_out, left_over, test])])
-    return torch.cat([unseen, load_test(config, y)]) if part.has_test else unseen
+def _checked_dims(data: Data) -> tuple[int, ...]:
+    dims = data.dims
+    if 0 in dims or (dims and data.source == "folder" and (len(dims) != 3 or dims[0] not in (1, 3))):
+        raise UserError(f"shape = {data.shape}: give channels (1 or 3 for images), height and width")
+    return dims
 
 
-def training_counts(config: RunConfig) -> list[int]:
-    """Training samples of every class, the long tail applied.
+# Mixtures
 
-    Raises:
-        UserError: settings that ask for more than there is, or a source that holds one client's class only.
-    """
-    if config.data.source == "gaussians":
-        if not config.data.head_count and config.data.imbalance != "counts":
+
+class Gaussians(Source):
+    """Draws from the mixtures of one family, as many as the settings ask for."""
+
+    def __init__(self, data: Data, seed: int):
+        self.data, self.seed = data, seed
+        self.names, self.shape = _constants(data)
+
+    @property
+    def counts(self) -> list[int]:
+        if not self.data.head_count and self.data.imbalance != "counts":
             raise UserError("gaussians have no largest count of their own: set head-count, such as 1000")
-        return _counts(config, [_UNLIMITED] * num_classes(config))
-    part = _open(config, "train")
-    if len(part.names) == 1:
-        if config.data.classes > 1:
-            raise UserError(f"{config.data.path} holds one class of {config.data.classes}: the others are unknown")
-        return [_training_count(config, part, 0)]
-    return _counts(config, _remaining(config, part))
+        return _counts(self.data, [_UNLIMITED] * len(self.names))
+
+    def load(self, y: int) -> ClassData:
+        _, held_out, train = self._draw(y, self.counts[_existing(y, len(self.names))])
+        return ClassData(train, held_out)
+
+    def test(self, y: int) -> Tensor:
+        return self._draw(y, 0)[0]
+
+    def unseen(self, y: int) -> Tensor:
+        test, held_out, _ = self._draw(y, 0)
+        return torch.cat([held_out, test])
+
+    def look_through(self, y: int) -> Fingerprint:
+        return fingerprint(self.train(y))
+
+    def _draw(self, y: int, count: int) -> list[Tensor]:
+        """Test, held-out and training part, drawn one after the other, so that a later never changes an earlier one."""
+        mixture = _family(self.data)[_existing(y, len(self.names))]
+        draw = generator(self.seed, y, 0, "data")
+        sizes = (self.data.test, self.data.held_out, count)
+        return [mixture.sample(size, draw).float() if size else torch.empty(0, mixture.dimension) for size in sizes]
 
 
-# Which rows are whose
+def _family(data: Data) -> list[Mixture]:
+    if data.mixture not in MIXTURES:
+        raise UserError(f"mixture = {data.mixture} is unknown: choose one of {', '.join(MIXTURES)}")
+    family: list[Mixture] = MIXTURES[data.mixture]()
+    return family
+
+
+# Files
+
+
+class FileSource(Source):
+    """Samples that lie in files. A part that the data come without is cut from the training part."""
+
+    def __init__(self, data: Data, seed: int, opened: Opened):
+        self.data, self.seed, self.opened = data, seed, opened
+        self.names, self.shape = opened.names, opened.shape
+        sizes = np.bincount(opened.train.labels, minlength=len(self.names)).tolist()
+        self.cut_test = 0 if opened.test else data.test
+        self.cut_held_out = 0 if opened.held_out else data.held_out
+        self.sizes: list[int] = sizes
+
+    @property
+    def whole(self) -> bool:
+        return len(self.names) > 1 or self.data.classes < 2
+
+    @property
+    def counts(self) -> list[int]:
+        if not self.whole:
+            raise UserError(f"{self.data.path} holds one class of {self.data.classes}: the others are unknown")
+        return [self._count(0)] if len(self.names) == 1 else _counts(self.data, self._remaining())
+
+    def load(self, y: int) -> ClassData:
+        _, held_out, train, _ = self._cut(y)
+        if self.opened.held_out:
+            return ClassData(self.opened.train.read(train), self.held_out(y))
+        samples = self.opened.train.read(np.concatenate([held_out, train]))
+        return ClassData(samples[len(held_out) :].clone(), samples[: len(held_out)].clone())
+
+    def train(self, y: int) -> Tensor:
+        return self.opened.train.read(self._cut(y)[2])
+
+    def held_out(self, y: int) -> Tensor:
+        if not self.opened.held_out:
+            return self.opened.train.read(self._cut(y)[1])
+        return self.opened.held_out.read(self._shuffled(self.opened.held_out, y, "held-out")[: self.data.held_out])
+
+    def test(self, y: int) -> Tensor:
+        if not self.opened.test:
+            return self.opened.train.read(self._cut(y)[0])
+        rows = self._shuffled(self.opened.test, y, "test")
+        if len(rows) < self.data.test:
+            raise UserError(f"the test part has {len(rows)} samples of class {y}: lower test = {self.data.test}")
+        return self.opened.test.read(rows[: self.data.test or len(rows)])
+
+    def unseen(self, y: int) -> Tensor:
+        test, held_out, _, left_over = self._cut(y)
+        parts = [self.opened.train.read(np.concatenate([held_out, left_over, test]))]
+        if self.opened.held_out:
+            parts.insert(0, self.opened.held_out.read(self._shuffled(self.opened.held_out, y, "held-out")))
+        if self.opened.test:
+            parts.append(self.test(y))
+        return torch.cat(parts)
+
+    def look_through(self, y: int) -> Fingerprint:
+        train = set(self._cut(y)[2].tolist())
+        marks = []
+        for rows, samples in _blocks(self.opened.train, self._own(self.opened.train, y)):
+            marks += [mark(sample) for row, sample in zip(rows.tolist(), samples, strict=True) if row in train]
+        for part in (self.opened.held_out, self.opened.test):
+            for _ in _blocks(part, self._own(part, y)) if part else ():
+                pass
+        return combined(marks)
+
+    @property
+    def notices(self) -> list[str]:
+        sentences = [*self.opened.notices]
+        for name, part in (("held-out", self.opened.held_out), ("test", self.opened.test)):
+            if part and (strangers := int((part.labels < 0).sum())):
+                sentences.append(f"left out: {strangers} samples of the {name} part, whose classes are not trained on")
+        if self.opened.seen:
+            sentences += self.opened.seen.notices(self.data.path or self.data.source)
+        return sentences
+
+    def _own(self, part: Part, y: int) -> Rows:
+        """Rows of class y, [n], in the order of the part."""
+        if len(self.names) == 1:
+            _existing(y, self.data.classes or y + 1)
+            return np.flatnonzero(part.labels == 0)
+        return np.flatnonzero(part.labels == _existing(y, len(self.names)))
+
+    def _cut(self, y: int) -> tuple[Rows, Rows, Rows, Rows]:
+        """Rows of class y in the training part: test and held-out, training, and what the long tail leaves over."""
+        own = self._own(self.opened.train, y)
+        count = self._count(y)
+        draw = generator(self.seed, y, 0, "split")
+        test, held_out, pool = long_tail.split(len(own), self.cut_test, self.cut_held_out, draw)
+        return own[test.numpy()], own[held_out.numpy()], own[pool.numpy()[:count]], own[pool.numpy()[count:]]
+
+    def _shuffled(self, part: Part, y: int, purpose: str) -> Rows:
+        """Class y's rows of a part of its own, in an order that the seed decides."""
+        own = self._own(part, y)
+        order: Rows = torch.randperm(len(own), generator=generator(self.seed, y, 0, purpose)).numpy()
+        return own[order]
+
+    def _remaining(self) -> list[int]:
+        """What each class has to train on beside its other parts."""
+        return long_tail.remaining(self.sizes, self.names, self.cut_test, self.cut_held_out)
+
+    def _count(self, y: int) -> int:
+        if len(self.names) > 1:
+            return _counts(self.data, self._remaining())[y]
+        # A client's own file is as long as life made it: only an explicit count shortens it.
+        (own,) = self._remaining()
+        if self.data.imbalance != "counts":
+            return own
+        available = [_UNLIMITED] * (self.data.classes or len(_explicit_counts(self.data)))
+        available[_existing(y, len(available))] = own
+        return _counts(self.data, available)[y]
+
+
+def _blocks(part: Part, rows: Rows) -> Iterator[tuple[Rows, Tensor]]:
+    for start in range(0, len(rows), _BLOCK):
+        block = rows[start : start + _BLOCK]
+        yield block, part.read(block)
 
 
 def _existing(y: int, classes: int) -> int:
@@ -164,152 +345,40 @@ def _existing(y: int, classes: int) -> int:
     return y
 
 
-def _own_rows(config: RunConfig, part: Part, y: int) -> np.ndarray:
-    """Rows of class y, [n], in the order of the source."""
-    if len(part.names) == 1:
-        _existing(y, config.data.classes or y + 1)
-        return np.flatnonzero(part.labels == 0)
-    return np.flatnonzero(part.labels == _existing(y, len(part.names)))
+def _counts(data: Data, available: list[int]) -> list[int]:
+    return long_tail.counts(available, data.imbalance, data.imbalance_ratio, data.head_count, _explicit_counts(data))
 
 
-def _cut(config: RunConfig, part: Part, y: int, size: int) -> list[np.ndarray]:
-    """Positions within class y, which has `size` samples, of its test part, held-out part and pool."""
-    _remaining(config, part)
-    draw = generator(config.seed, y, 0, "split")
-    parts = long_tail.split(size, 0 if part.has_test else config.data.test, config.data.held_out, draw)
-    return [positions.numpy() for positions in parts]
+def _explicit_counts(data: Data) -> list[int]:
+    return [int(count) for count in data.counts.split(",")] if data.counts else []
 
 
-def _remaining(config: RunConfig, part: Part) -> list[int]:
-    """What each class has to train on beside its other parts."""
-    test = 0 if part.has_test else config.data.test
-    return long_tail.remaining(part.sizes, part.names, test, config.data.held_out)
-
-
-def _counts(config: RunConfig, available: list[int]) -> list[int]:
-    return long_tail.counts(
-        available, config.data.imbalance, config.data.imbalance_ratio, config.data.head_count, _explicit_counts(config)
-    )
-
-
-def _explicit_counts(config: RunConfig) -> list[int]:
-    return [int(count) for count in config.data.counts.split(",")] if config.data.counts else []
-
-
-def _training_count(config: RunConfig, part: Part, y: int) -> int:
-    if len(part.names) > 1:
-        return _counts(config, _remaining(config, part))[y]
-    # A client's own file is as long as life made it: only an explicit count shortens it.
-    (own,) = _remaining(config, part)
-    if config.data.imbalance != "counts":
-        return own
-    available = [_UNLIMITED] * (config.data.classes or len(_explicit_counts(config)))
-    available[_existing(y, len(available))] = own
-    return _counts(config, available)[y]
-
-
-# Sources that are known by name
-
-
-def _constants(config: RunConfig) -> tuple[list[str], tuple[int, ...]]:
-    """Names and sample shape of a source that needs no data to tell them."""
-    if config.data.source == "gaussians":
-        family = _family(config)
-        names, shape = [str(y) for y in range(len(family))], (family[0].dimension,)
-    else:
-        names, shape = _NAMED[config.data.source]
-    _agree(config, len(names), shape)
-    return list(names), shape
-
-
-def _agree(config: RunConfig, classes: int, shape: tuple[int, ...]) -> None:
-    if config.data.classes not in (0, classes):
-        raise UserError(f"classes = {config.data.classes}, but {config.data.source} has {classes}: leave classes at 0")
-    if config.data.dims not in ((), shape):
-        have = ",".join(map(str, shape))
-        raise UserError(
-            f"shape = {config.data.shape}, but samples of {config.data.source} have {have}: leave shape empty"
-        )
-
-
-def _family(config: RunConfig) -> list[Mixture]:
-    if config.data.mixture not in MIXTURES:
-        raise UserError(f"mixture = {config.data.mixture} is unknown: choose one of {', '.join(MIXTURES)}")
-    return MIXTURES[config.data.mixture]()
-
-
-def _draw(config: RunConfig, y: int, *sizes: int) -> list[Tensor]:
-    """Consecutive parts of class y's draws, so that a later part never changes an earlier one."""
-    mixture = _family(config)[y]
-    draw = generator(config.seed, y, 0, "data")
-    empty = torch.empty(0, mixture.dimension)
-    return [mixture.sample(size, draw).float() if size else empty.clone() for size in sizes]
-
-
-def _digits(config: RunConfig) -> Part:
-    from sklearn.datasets import load_digits
-
-    digits = load_digits()
-    names, shape = _constants(config)
-    return Part(names, digits.target, shape, lambda rows: digits.images[rows] / 8 - 1)
-
-
-def _torchvision(config: RunConfig, which: Which) -> Part:
-    from torchvision import datasets  # seconds to import
-
-    names, shape = _constants(config)
-    remedy = "check the connection" if config.data.download else "set data-path to its folder, or download = true"
-    with mendable(f"{config.data.source} cannot be loaded from {config.data.path}", remedy):
-        dataset = getattr(datasets, _TORCHVISION[config.data.source])(
-            _path(config), train=which == "train", download=config.data.download
-        )
-    images, labels = np.asarray(dataset.data), np.asarray(dataset.targets)
-    return Part(names, labels, shape, lambda rows: images[rows], has_test=True)
-
-
-# Files of the user
-
-
-def _open(config: RunConfig, which: Which, instead: str = "") -> Part:
-    """A part of the source, checked against the settings; `instead`: the setting that would make do without."""
-    if config.data.source in ("npz", "folder") and not _path(config).exists():
+def _open(data: Data, instead: str = "", keep: bool = False) -> Opened:
+    """The files of the source, checked against the settings; `instead`: the setting that would make do without."""
+    if data.source in ("npz", "folder") and not data_path(data).exists():
         advice = f"set data-path, or {instead} where there is no data" if instead else "set data-path"
-        raise UserError(f"{config.data.path} is missing: {advice}")
-    if config.data.source == "npz":
-        part = npz(_path(config), which)
-    elif config.data.source == "folder":
-        part = folder(_path(config), _checked_dims(config))
+        raise UserError(f"{data.path} is missing: {advice}")
+    if data.source == "npz":
+        from fedmutual.data.npz import open_npz
+
+        opened = open_npz(data_path(data), keep)
+    elif data.source == "folder":
+        from fedmutual.data.folder import open_folder
+
+        opened = open_folder(data_path(data), _checked_dims(data))
     else:
-        part = _digits(config) if config.data.source == "digits" else _torchvision(config, which)
-    if len(part.names) > 1:
-        _agree(config, len(part.names), part.shape)
-    else:
-        _agree(config, config.data.classes, part.shape)
-    return part
+        _constants(data)  # raises where settings contradict the source
+        opened = open_named(data.source, lambda: data_path(data), data.download)
+    _agree(data, len(opened.names) if len(opened.names) > 1 else data.classes, opened.shape)
+    return opened
 
 
-def _path(config: RunConfig) -> Path:
-    if not config.data.path:
-        raise UserError(f"data-path is missing: data = {config.data.source} is read from there")
-    return Path(config.data.path).expanduser()
+def data_path(data: Data) -> Path:
+    """Where the data lie.
 
-
-def _samples(part: Part, rows: np.ndarray) -> Tensor:
-    """Rows as float32 [n, *dims]; bytes scaled to [-1, 1], floats as they are."""
-    images = part.read(rows)
-    with np.errstate(over="ignore"):  # reported below
-        samples = torch.from_numpy(images.astype(np.float32, order="C"))
-    if images.dtype == np.uint8:
-        samples.div_(127.5).sub_(1)
-    elif not samples.isfinite().all():
-        raise UserError("images hold values that are not finite float32 numbers: clean them")
-    if samples.ndim == 4:
-        samples = samples.movedim(-1, 1).contiguous()
-    return samples.reshape(len(samples), *part.shape)
-
-
-def _checked_dims(config: RunConfig) -> tuple[int, ...]:
-    dims = config.data.dims
-    if 0 in dims or (dims and config.data.source == "folder" and (len(dims) != 3 or dims[0] not in (1, 3))):
-        raise UserError(f"shape = {config.data.shape}: give channels (1 or 3 for images), height and width")
-    return dims
+    Raises:
+        UserError: the settings do not say.
+    """
+    if not data.path:
+        raise UserError(f"data-path is missing: data = {data.source} is read from there")
+    return Path(data.path).expanduser()

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from fedmutual.checkpoint import CheckpointError, load, save
 from fedmutual.config import RunConfig
-from fedmutual.data.source import class_names, load_class, load_test, sample_shape, training_counts
+from fedmutual.data.source import class_names, open_source, sample_shape
 from fedmutual.errors import UserError
 from fedmutual.evaluation.metrics import Array, frechet_distance, inception_score, set_metrics
 from fedmutual.seeds import derive
@@ -119,8 +119,8 @@ def read_extractor(config: RunConfig, device: torch.device) -> Extractor | None:
     if not path.is_file():
         raise UserError(f"extractor = {path} is missing: train one with `fedmutual extractor PRESET --out FILE`")
     if path.suffix == ".pth":
-        return _inception(path, sample_shape(config), device)
-    return _trained(path, sample_shape(config), class_names(config), device)
+        return _inception(path, sample_shape(config.data), device)
+    return _trained(path, sample_shape(config.data), class_names(config.data), device)
 
 
 def _too_few(a: Features, b: Features) -> bool:
@@ -179,10 +179,11 @@ class Training:
         if path.exists():
             raise UserError(f"{path} is there already, and runs may be measured by it: name another file with --out")
         self.config, self.path, self.device = config, path, device
-        self.shape, self.names = sample_shape(config), class_names(config)
+        self.shape, self.names = sample_shape(config.data), class_names(config.data)
         if len(self.shape) != 3 or len(self.names) < 2:
             raise UserError(f"an extractor needs images of two classes or more, and {config.data.source} has none")
-        self.test = [load_test(config, y) for y in range(len(self.names))]
+        source = open_source(config.data, config.seed, keep=True)
+        self.test = [source.test(y) for y in range(len(self.names))]
         if not all(map(len, self.test)):
             raise UserError("there is no test part to tell the extractor's accuracy by: set test, such as test=65")
 
@@ -210,8 +211,9 @@ class Training:
 def _balanced(config: RunConfig) -> tuple[Tensor, Tensor]:
     """(images [n, *dims], labels [n]) with equally many training images of each class."""
     everything = config.but(imbalance="none", counts="", head_count=0)
-    balanced = everything.but(head_count=min(training_counts(everything)))
-    parts = [load_class(balanced, y).train for y in range(len(class_names(config)))]
+    least = min(open_source(everything.data, config.seed).counts)
+    source = open_source(everything.but(head_count=least).data, config.seed, keep=True)
+    parts = [source.train(y) for y in range(len(source.names))]
     labels = torch.repeat_interleave(torch.arange(len(parts)), torch.tensor([len(part) for part in parts]))
     return torch.cat(parts), labels
 

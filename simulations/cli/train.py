@@ -3,6 +3,7 @@
 import itertools
 import json
 import sys
+from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,7 +12,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from fedmutual.config import RunConfig
+from fedmutual.config import RunConfig, refuse_without_effect
 from fedmutual.errors import UserError
 from fedmutual.settings import parse_assignments
 from simulations.cli.inspect import measure, write_page
@@ -45,6 +46,7 @@ def simulate(
         folder = out or Path("runs") / f"{Path(preset).stem}-{datetime.now():%Y%m%d-%H%M%S}"
         layers = [read_preset(preset), changes, {"resume": False, "out": str(folder)}]
     config = RunConfig.of(*layers)
+    refuse_without_effect(config, changes)
 
     from simulations.engine.simulation import Simulation
 
@@ -53,6 +55,7 @@ def simulate(
 
         run_extractor(config)  # a file that does not fit is found before the training, not after it
     simulation, refused = Simulation(config, cpus, gpus), 0
+    print_notices(simulation.notices)
     with progress("training", config.rounds, "rounds") as advance:
 
         def on_round(rows: list[dict[str, Any]]) -> None:
@@ -85,12 +88,14 @@ def compare(
     PRESET is as in simulate. `-s METHOD.key=value` changes a setting of one method alone. An arm that is finished
     is not run again, so that the same command goes on after a stop.
     """
-    changes = {**read_preset(preset), **parse_assignments(settings or [])}
+    given = parse_assignments(settings or [])
+    changes = {**read_preset(preset), **given}
     folder = out or Path("runs") / f"compare-{Path(preset).stem}-{datetime.now():%Y%m%d-%H%M%S}"
 
     from simulations.experiments.plan import plan, run_arms
 
-    made = plan(changes, methods, seeds, folder)
+    made = plan(changes, methods, seeds, folder, given=given)
+    print_notices(made.notices)
     with progress("comparing", len(made.arms), "arms") as advance:
         run_arms(made, cpus, gpus, advance)
     write_page(made.places, folder / "report.html", as_json)
@@ -107,7 +112,9 @@ def extractor(
     It learns from the training images of PRESET's data, as many of each class, whatever the long tail; its
     accuracy on the test part is recorded in the file. Use it with -s extractor=FILE.
     """
-    config = RunConfig.of(read_preset(preset), parse_assignments(settings or []))
+    changes = parse_assignments(settings or [])
+    config = RunConfig.of(read_preset(preset), changes)
+    refuse_without_effect(config, changes)
 
     from fedmutual.device import pick_device
     from fedmutual.evaluation.features import Training
@@ -170,3 +177,9 @@ def settings_page(rows: list[dict[str, Any]]) -> str:
             about = row["about"].replace("|", "\\|")
             lines.append(f"| `{row['setting']}` | `{json.dumps(row['default'])}` | {about} |")
     return "\n".join(lines) + "\n"
+
+
+def print_notices(notices: Sequence[str]) -> None:
+    """What a person should know of the data before the training, such as files that are left out."""
+    for notice in notices:
+        print(f"note: {notice}", file=sys.stderr)

@@ -37,7 +37,8 @@ import client.store
 import server.journal
 from client.app import store_root
 from fedmutual.config import RunConfig
-from fedmutual.data.source import load_class, num_classes, sample_shape
+from fedmutual.data.check import check as read_all
+from fedmutual.data.source import num_classes, sample_shape
 from fedmutual.device import pick_device
 from fedmutual.errors import UserError
 from fedmutual.networks import build
@@ -178,15 +179,19 @@ def data(config: RunConfig) -> Iterable[Finding]:
         yield Finding("data", "warning", seen, "at a client add -s data-path=/path/to/them")
         return
     try:
-        found = load_class(config, 0)
+        checked = read_all(config.data, config.seed)
+        held = len(checked.source.held_out(0))
     except UserError as error:
         reason, _, mend = str(error).rpartition(": ")
         yield Finding("data", "wrong", reason or str(error), mend)
         return
-    shape = " x ".join(map(str, found.train.shape[1:]))
-    held_out = f", {len(found.held_out)} held out" if len(found.held_out) else ""
-    whose = f"class 0 of {num_classes(config)}" if config.data.source not in ("npz", "folder") else config.data.path
-    yield Finding("data", "ok", f"{whose}: {len(found.train)} samples of {shape} to train on{held_out}")
+    shape, counts = " x ".join(map(str, checked.source.shape)), checked.counts
+    held_out = f", {held} held out" if held else ""
+    whose = config.data.path or config.data.source
+    many = f"{len(counts)} classes of {min(counts)} to " if len(counts) > 1 else ""
+    yield Finding("data", "ok", f"{whose}: {many}{max(counts)} samples of {shape} to train on{held_out}")
+    for notice in checked.notices:
+        yield Finding("data", "warning", notice, "see that this is meant")
 
 
 def disk(config: RunConfig) -> Iterable[Finding]:
@@ -199,7 +204,7 @@ def disk(config: RunConfig) -> Iterable[Finding]:
 def disks(config: RunConfig) -> Iterable[Finding]:
     """Room for a client's store, and for the run folder at the server."""
     places = {
-        "store": (store_root(config), lambda: _states(config) // num_classes(config)),
+        "store": (store_root(config), lambda: _states(config) // num_classes(config.data)),
         "run folder": (run_folder(config).parent, lambda: _checkpoints(config)),
     }
     return _room(config, places)
@@ -228,7 +233,7 @@ def _room(config: RunConfig, places: dict[str, tuple[Path, Callable[[], int]]]) 
 
 def _network_bytes(config: RunConfig) -> int:
     with torch.device("meta"):  # shapes only: a large network costs nothing
-        network = build(config, sample_shape(config), 0)
+        network = build(config, sample_shape(config.data), 0)
     return sum(tensor.numel() * tensor.element_size() for tensor in network.state_dict().values())
 
 
@@ -237,12 +242,12 @@ def _states(config: RunConfig) -> int:
     more while it is written."""
     copies = 4 if config.optimiser.name == "adam" else 2
     kept = client.store.KEPT + config.federation.checkpoint_every + 1
-    return _network_bytes(config) * num_classes(config) * copies * kept
+    return _network_bytes(config) * num_classes(config.data) * copies * kept
 
 
 def _checkpoints(config: RunConfig) -> int:
     """Bytes of the server's checkpoints: the newest, the best, and the one that is being written."""
-    return _network_bytes(config) * num_classes(config) * (server.journal.KEPT + 2)
+    return _network_bytes(config) * num_classes(config.data) * (server.journal.KEPT + 2)
 
 
 def _size(count: int) -> str:

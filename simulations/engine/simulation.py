@@ -26,12 +26,15 @@ from flwr.serverapp import Grid, ServerApp
 from flwr.simulation import run_simulation
 
 from client.app import app as client_app
+from fedmutual.checkpoint import write_atomic
 from fedmutual.config import RunConfig
-from fedmutual.data.source import num_classes, training_counts
+from fedmutual.data.check import check
+from fedmutual.data.fingerprint import FILE, fingerprints_text, refuse_changed
+from fedmutual.data.source import num_classes
 from fedmutual.device import pick_device
 from fedmutual.errors import UserError
 from fedmutual.learning.igd import NO_STEPS
-from fedmutual.run_folder import read_history
+from fedmutual.run_folder import read_history, run_folder
 from server.app import OnRound, prepare, serve
 from simulations.engine.lending import lend_records
 
@@ -65,11 +68,17 @@ class Simulation:
         if not config.local_steps:
             raise UserError(NO_STEPS)
         self.app = app
-        self.config, self.classes = config, num_classes(config)
+        self.config, self.classes = config, num_classes(config.data)
         self.at_once = min(self.classes, cpus or len(os.sched_getaffinity(0)))
         self.gpus = _gpus(config, gpus)
-        self.counts = training_counts(config)
+        checked = check(config.data, config.seed)
+        self.counts, self.notices = checked.source.counts, checked.notices
+        if config.federation.resume:
+            refuse_changed(run_folder(config), checked.fingerprints, checked.source.names)
         self.strategy = app.prepare(config)
+        if not config.federation.resume:
+            text = fingerprints_text(checked.fingerprints)
+            write_atomic(self.strategy.journal.folder / FILE, text.encode())
         if not config.federation.store:
             self.strategy.for_clients["store"] = str(self.strategy.journal.folder / "clients")
         if not self.gpus:

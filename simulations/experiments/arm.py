@@ -10,8 +10,10 @@ from typing import Any
 import torch
 
 from fedmutual.baselines import Rows
+from fedmutual.checkpoint import write_atomic
 from fedmutual.config import RunConfig
-from fedmutual.data import ClassData, load_class, num_classes, sample_shape, training_counts
+from fedmutual.data import ClassData, Source, open_source
+from fedmutual.data.fingerprint import FILE, fingerprint, fingerprints_text
 from fedmutual.device import pick_device
 from fedmutual.run_folder import read_history
 from server.bank import Made, Shelf
@@ -89,10 +91,13 @@ def _train_here(method: str, train: Baseline, config: RunConfig, folder: Path, o
     if folder.exists():
         shutil.rmtree(folder)
     device = pick_device(config)
-    data = _load(config, device)
-    shelf = Shelf(sample_shape(config))
+    source = open_source(config.data, config.seed, keep=True)
+    data = _load(source, config, device)
+    shelf = Shelf(source.shape)
     journal = Journal(config, shelf)
-    journal.write_run(method=method, training_counts=training_counts(config))
+    journal.write_run(method=method, training_counts=source.counts)
+    fingerprints = {y: fingerprint(part.train) for y, part in enumerate(data)}
+    write_atomic(folder / FILE, fingerprints_text(fingerprints).encode())
     began = last = time.monotonic()
 
     def record(round_: int, rows: Rows) -> None:
@@ -116,10 +121,10 @@ def _train_here(method: str, train: Baseline, config: RunConfig, folder: Path, o
     journal.write_run(**{"parameters": parameters, **budget, **costs, **trained.facts}, status="done")
 
 
-def _load(config: RunConfig, device: torch.device) -> list[ClassData]:
+def _load(source: Source, config: RunConfig, device: torch.device) -> list[ClassData]:
     """Every class's samples on the device, in the run's dtype."""
     dtype = getattr(torch, config.compute.dtype)
-    parts = [load_class(config, y) for y in range(num_classes(config))]
+    parts = [source.load(y) for y in range(len(source.names))]
     return [ClassData(part.train.to(device, dtype), part.held_out.to(device, dtype)) for part in parts]
 
 

@@ -3,17 +3,18 @@
 import multiprocessing
 import os
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
 
 from fedmutual.checkpoint import write_atomic
-from fedmutual.config import RunConfig
-from fedmutual.data import num_classes, training_counts
+from fedmutual.config import RunConfig, refuse_without_effect
+from fedmutual.data import check, num_classes
 from fedmutual.device import pick_device
 from fedmutual.errors import UserError
 from fedmutual.settings import read_settings, write_settings
@@ -38,6 +39,7 @@ class Plan:
 
     folder: Path
     arms: dict[tuple[str, int], RunConfig]
+    notices: Sequence[str] = ()
 
     def place(self, arm: tuple[str, int]) -> Path:
         return self.folder / arm[0] / f"seed-{arm[1]}"
@@ -47,11 +49,13 @@ class Plan:
         return [self.place(arm) for arm in self.arms]
 
 
-def plan(settings: dict[str, Any], methods: str, seeds: int, folder: Path) -> Plan:
+def plan(
+    settings: dict[str, Any], methods: str, seeds: int, folder: Path, given: Mapping[str, Any] = MappingProxyType({})
+) -> Plan:
     """The arms of a comparison, checked before any is begun.
 
     settings: of the preset and `-s`; a key `METHOD.key` holds for that method alone. methods: names with commas
-    between them, or `all`. seeds: so many, from the setting `seed` on.
+    between them, or `all`. seeds: so many, from the setting `seed` on. given: the settings beyond the preset's.
 
     Raises:
         UserError: an unknown method, no seed, budgets that would be unequal, settings or data that cannot work,
@@ -68,8 +72,9 @@ def plan(settings: dict[str, Any], methods: str, seeds: int, folder: Path) -> Pl
         for name in names:
             layers = [base.settings(), METHODS[name].settings, own.get(name, {}), {"seed": seed}]
             arms[name, seed] = RunConfig.of(*layers)
-    training_counts(base)  # the data are there, and make as many samples as are asked for
-    made = Plan(Path(folder), arms)
+    refuse_without_effect(base, given, {name: arms[name, base.seed] for name in names})
+    checked = check(base.data, base.seed)  # the data are there, whole, and make as many samples as are asked for
+    made = Plan(Path(folder), arms, checked.notices)
     _check_folder(made, base)
     return made
 
@@ -122,7 +127,7 @@ def _possible(config: RunConfig, names: Sequence[str]) -> None:
         raise UserError(f"{conditional[0]} draws anew at each step: set -s draws=fresh, or leave it out of --methods")
     if "ridge" in names and not config.data.held_out:
         raise UserError("ridge chooses its weight decay by held-out samples: set held-out above 0")
-    if num_classes(config) < 2:
+    if num_classes(config.data) < 2:
         raise UserError("a comparison needs at least two classes")
 
 

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from fedmutual.data.source import load_test, sample_shape
+from fedmutual.data.source import open_source, sample_shape
 from fedmutual.device import pick_device
 from fedmutual.diffusion.choose import make_process
 from fedmutual.errors import UserError
@@ -55,7 +55,8 @@ class FewSteps:
         self.plan = [("ddpm", config.diffusion.steps), *((sampler, count) for count in steps for sampler in SAMPLERS)]
         self.seeds, self.see = seeds, run_extractor(config)
         self.round, self.networks = class_networks(run, which, pick_device(config))
-        self.real = self.seen({y: load_test(config, y) for y in self.networks})
+        source = open_source(config.data, config.seed, keep=True)
+        self.real = self.seen({y: source.test(y) for y in self.networks})
 
     def rows(self, on_percent: Callable[[int], None] = lambda done: None) -> list[dict[str, Any]]:
         """Seconds and distances, full sampling first.
@@ -95,7 +96,7 @@ class FewSteps:
     def draw(self, sampler: str, steps: int, seed: int) -> dict[int, Tensor]:
         """Samples of each class, on the CPU."""
         config, device = self.config.but(sampler=sampler, sampling_steps=steps), pick_device(self.config)
-        process, shape = make_process(config, device), sample_shape(config)
+        process, shape = make_process(config, device), sample_shape(config.data)
         drawn = {}
         for y, network in self.networks.items():
             noise = generator(config.seed, y, self.round, "steps", seed, device=device)

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from fedmutual.checkpoint import write_atomic
 from fedmutual.config import RunConfig
-from fedmutual.data.source import load_class, load_test, num_classes
+from fedmutual.data.fingerprint import fingerprint, refuse_changed
+from fedmutual.data.source import Source, open_source
 from fedmutual.device import pick_device
 from fedmutual.errors import UserError
 from fedmutual.evaluation import class_metrics, summarise
@@ -38,7 +39,7 @@ def change_measuring(folder: Path, changes: dict[str, Any]) -> None:
     write_atomic(folder / "config.toml", write_settings(config.settings()).encode())
 
 
-def run_extractor(config: RunConfig) -> Extractor | None:
+def run_extractor(config: RunConfig, source: Source | None = None) -> Extractor | None:
     """The extractor of the settings, which has seen none of the test part; None where they name none.
 
     Raises:
@@ -46,7 +47,8 @@ def run_extractor(config: RunConfig) -> Extractor | None:
     """
     extractor = read_extractor(config, pick_device(config))
     if extractor:
-        extractor.check_unseen(torch.cat([load_test(config, y) for y in range(num_classes(config))]))
+        source = source or open_source(config.data, config.seed, keep=True)
+        extractor.check_unseen(torch.cat([source.test(y) for y in range(len(source.names))]))
     return extractor
 
 
@@ -65,14 +67,16 @@ def evaluate(
     config = run_config(folder)
     if config.measuring.samples < 2:
         raise UserError("samples must be at least 2 to measure anything: set -s samples=500")
-    extractor = run_extractor(config)
+    source = open_source(config.data, config.seed, keep=True)
+    refuse_changed(folder, {y: fingerprint(source.train(y)) for y in range(len(source.names))}, source.names)
+    extractor = run_extractor(config, source)
     generated = drawn or draw_samples(folder, config.measuring.samples, which, on_class)
-    real = {y: load_test(config, y) for y in generated}
+    real = {y: source.test(y) for y in generated}
     write_samples(folder / "samples", generated, real)
     facts = json.loads((folder / "run.json").read_text())
     rows, by_metric, features = [], {}, []
     for y in sorted(generated):
-        train = load_class(config, y).train
+        train = source.train(y)
         measured = class_metrics(generated[y].numpy(), real[y].numpy(), train.numpy())
         if extractor:
             features.append((extractor(generated[y]), extractor(real[y])))

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from fedmutual.checkpoint import write_atomic
 from fedmutual.config import RunConfig
-from fedmutual.data.source import load_class, load_unseen, training_counts
+from fedmutual.data.fingerprint import fingerprint, refuse_changed
+from fedmutual.data.source import open_source
 from fedmutual.device import pick_device
 from fedmutual.diffusion.choose import make_process
 from fedmutual.diffusion.sampling import noise_predictor
@@ -54,6 +55,8 @@ def audit_run(
     round_, networks = class_networks(folder, which, device)
     sides = _candidates(config, sorted(networks), only)
     counts = {y: len(train) for y, (train, _) in sides.items()}
+    names = json.loads((folder / "run.json").read_text())["class_names"]
+    refuse_changed(folder, {y: fingerprint(train) for y, (train, _) in sides.items()}, names)
     method = json.loads((folder / "run.json").read_text())["method"]
     findings, sizes, rows = {}, {}, []
     for y, parts in sides.items():
@@ -91,10 +94,11 @@ def _candidates(config: RunConfig, networks: list[int], only: int | None) -> dic
     if only is not None and only not in networks:
         raise UserError(f"class {only} has no network in this run: there are {', '.join(map(str, networks))}")
     try:
+        source = open_source(config.data, config.seed, keep=only is None)
         if only is None:
-            training_counts(config)  # also refuses the data of a single class, which are not those of the others
+            source.counts  # noqa: B018  (also refuses the data of a single class, which are not those of the others)
         classes = networks if only is None else [only]
-        sides = {y: (load_class(config, y).train, load_unseen(config, y)) for y in classes}
+        sides = {y: (source.train(y), source.unseen(y)) for y in classes}
     except UserError as error:
         raise UserError(
             f"an audit needs the members' data ({error}): run it where they are, a holder of one class "

@@ -37,7 +37,7 @@ def read_networks(folder: Path, which: str = "last") -> tuple[int, dict[int, Net
     """
     round_, networks = _read(folder, which)
     if SHARED in networks:
-        return round_, dict.fromkeys(range(num_classes(run_config(folder))), networks[SHARED])
+        return round_, dict.fromkeys(range(num_classes(run_config(folder).data)), networks[SHARED])
     return round_, networks
 
 
@@ -69,7 +69,7 @@ def class_networks(folder: Path, which: str, device: torch.device) -> tuple[int,
     conditional one at the class's label, or the exact minimiser that `memory` stands for.
     """
     config = run_config(folder)
-    shape, classes = sample_shape(config), num_classes(config)
+    shape, classes = sample_shape(config.data), num_classes(config.data)
     round_, states = _read(folder, which)
     if SHARED in states:
         shared = _ready(build_conditional(config, shape, classes), states[SHARED], device)

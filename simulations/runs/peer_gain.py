@@ -7,7 +7,8 @@ import torch
 from rich.table import Table
 from torch import Tensor, nn
 
-from fedmutual.data.source import load_class
+from fedmutual.data.fingerprint import fingerprint, refuse_changed
+from fedmutual.data.source import open_source
 from fedmutual.device import pick_device
 from fedmutual.diffusion.choose import make_process
 from fedmutual.diffusion.process import Process
@@ -40,7 +41,9 @@ def weigh_peers(folder: Path, which: str = "last", on_class: OnClass = lambda y:
     device = pick_device(config)
     process = make_process(config, device)
     round_, networks = class_networks(folder, which, device)
-    parts = {y: load_class(config, y) for y in networks}
+    source = open_source(config.data, config.seed, keep=True)
+    parts = {y: source.load(y) for y in networks}
+    refuse_changed(folder, {y: fingerprint(part.train) for y, part in parts.items()}, source.names)
     if not all(len(part.held_out) for part in parts.values()):
         raise UserError("peers are weighed on held-out samples, and this run kept none: train with held-out above 0")
     if len(networks) < 2:

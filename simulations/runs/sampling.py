@@ -46,7 +46,7 @@ def draw_samples(
     """{class: `[count, *dims]` generated samples} of a run's checkpoint, on the CPU in float32."""
     config = run_config(folder)
     device = pick_device(config)
-    shape, process = sample_shape(config), make_process(config, device)
+    shape, process = sample_shape(config.data), make_process(config, device)
     round_, networks = class_networks(folder, which, device)
     samples = {}
     for y, network in networks.items():

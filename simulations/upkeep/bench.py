@@ -80,7 +80,7 @@ def step(config: RunConfig, on_share: OnShare) -> list[Row]:
         or config.optimiser.name != "adam"
     ):
         raise UserError("bench times draws = fresh, parametrisation = noise, optimizer = adam: set them with -s")
-    device, shape, classes = pick_device(config), sample_shape(config), num_classes(config)
+    device, shape, classes = pick_device(config), sample_shape(config.data), num_classes(config.data)
     data = torch.rand(256, *shape, device=device, dtype=getattr(torch, config.compute.dtype)) * 2 - 1
     peers = [freeze(build(config, shape, y).to(device), config) for y in range(1, classes)]
     threads = torch.get_num_threads()
@@ -248,10 +248,15 @@ def scaling(config: RunConfig, on_share: OnShare) -> list[Row]:
         with TemporaryDirectory() as folder:
             path = Path(folder) / "data.npz"
             rng = np.random.default_rng(0)
-            images = rng.random((classes * 20, *sample_shape(config)), dtype=np.float32) * 2 - 1
+            images = rng.random((classes * 20, *sample_shape(config.data)), dtype=np.float32) * 2 - 1
             np.savez(path, images=np.moveaxis(images, 1, -1), labels=np.repeat(np.arange(classes), 20))
             made_up = {"data": "npz", "data_path": str(path), "classes": classes, "imbalance": "none", "counts": ""}
-            made_up |= {"shape": ",".join(map(str, sample_shape(config))), "held_out": 2, "test": 2, "head_count": 0}
+            made_up |= {
+                "shape": ",".join(map(str, sample_shape(config.data))),
+                "held_out": 2,
+                "test": 2,
+                "head_count": 0,
+            }
             sized = config.but(**made_up, peers_per_round=SCALING_PEERS)
             rows.append(_rounds("scaling", sized, lambda share, i=index: on_share((i + share) / len(CLASSES))))
     return rows
@@ -292,10 +297,10 @@ def _rounds(name: str, config: RunConfig, on_share: OnShare) -> Row:
 
 def wire(config: RunConfig, on_share: OnShare) -> list[Row]:
     """Bytes that a client receives and sends in a round, and gigabytes of the whole run, of networks as records."""
-    network = pack_network(build(config, sample_shape(config), 0).state_dict()).count_bytes()
+    network = pack_network(build(config, sample_shape(config.data), 0).state_dict()).count_bytes()
     peers = _peers_of_a_client(config)
     down = network * (min(peers, 1) if config.mutual.exchange == "mean" else peers)
-    messages = config.rounds * max(1, round(config.federation.participation * num_classes(config)))
+    messages = config.rounds * max(1, round(config.federation.participation * num_classes(config.data)))
     return [
         {
             "name": "bytes",
@@ -313,7 +318,7 @@ def wire(config: RunConfig, on_share: OnShare) -> list[Row]:
 
 
 def _peers_of_a_client(config: RunConfig) -> int:
-    others = num_classes(config) - 1 if config.mutual.beta else 0
+    others = num_classes(config.data) - 1 if config.mutual.beta else 0
     return min(others, config.mutual.peers_per_round or others)
 
 

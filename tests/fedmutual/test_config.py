@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedmutual.config import RunConfig
+from fedmutual.config import RunConfig, beyond_defaults, refuse_without_effect
 from fedmutual.diffusion import WEIGHTS
 from fedmutual.errors import UserError
 from fedmutual.settings import parse_assignments, read_settings, write_settings
@@ -16,7 +16,8 @@ PRESETS = sorted((ROOT / "simulations/presets").glob("*.toml"))
 
 def test_flower_knows_exactly_our_settings_and_defaults():
     declared = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["flwr"]["app"]["config"]
-    assert declared == RunConfig().settings()
+    assert declared == {key: field.default for _, key, field in RunConfig.documented()}
+    assert RunConfig.of(declared) == RunConfig()
 
 
 def test_every_weight_has_a_name_in_the_settings():
@@ -116,3 +117,76 @@ def test_a_named_unet_sets_its_size_also_among_all_defaults():
             "7,8",
         )
         assert RunConfig.of(config.settings()) == config
+
+
+@pytest.mark.parametrize("text", ["2024_01", "1e3", "0x10", "0b1", "1.50", "+5", "007", "1_000", "nan", "inf", "2024"])
+def test_a_path_that_looks_like_a_number_stays_as_it_is_written(text):
+    assert RunConfig.of(parse_assignments([f"data-path={text}"])).data.path == text
+
+
+@pytest.mark.parametrize(("text", "value"), [("1e-3", 1e-3), ("2E1", 20.0), (".5", 0.5), ("0.10", 0.1), ("3", 3.0)])
+def test_a_number_is_a_number_however_it_is_written(text, value):
+    assert RunConfig.of(parse_assignments([f"learning-rate={text}"])).optimiser.learning_rate == value
+
+
+@pytest.mark.parametrize(
+    ("settings", "tail"),
+    [
+        ({}, "exponential"),
+        ({"data": "mnist"}, "exponential"),
+        ({"data": "npz"}, "none"),
+        ({"data": "folder"}, "none"),
+        ({"data": "folder", "imbalance": "auto"}, "none"),
+        ({"data": "folder", "imbalance": "step"}, "step"),
+    ],
+)
+def test_data_of_ones_own_keep_their_tail_by_default(settings, tail):
+    assert RunConfig.of(settings).data.imbalance == tail
+    assert RunConfig.of(RunConfig.of(settings).settings()).data.imbalance == tail
+
+
+@pytest.mark.parametrize(
+    ("given", "preset", "says"),
+    [
+        ({"data-path": "x"}, {}, "data-path = x has no effect with data = digits"),
+        ({"data-path": "x"}, {"data": "gaussians"}, "with data = gaussians"),
+        ({"download": True}, {"data": "npz"}, "download = True has no effect with data = npz"),
+        ({"mixture": "overlap"}, {"data": "npz"}, "mixture = overlap has no effect with data = npz"),
+        ({"imbalance-ratio": 0.1}, {"data": "folder"}, "imbalance-ratio = 0.1 has no effect with imbalance = none"),
+        ({"imbalance-ratio": 0.1, "imbalance": "none"}, {}, "with imbalance = none"),
+        ({"head-count": 5, "imbalance": "counts", "counts": "5,5"}, {}, "head-count = 5 has no effect"),
+        ({"horizon": 3.0}, {}, "horizon = 3.0 has no effect with process = ddpm"),
+        ({"dropout": 0.1}, {}, "dropout = 0.1 has no effect with network = mlp"),
+        ({"depth": 4}, {"network": "random-features"}, "depth = 4 has no effect"),
+        ({"scarcity": 5.0}, {"beta-rule": "constant"}, "scarcity = 5.0 has no effect"),
+        ({"batch": 5}, {"draws": "fixed"}, "batch = 5 has no effect"),
+        ({"evaluate-every": 2}, {"held-out": 0}, "evaluate-every = 2 has no effect with held-out = 0"),
+        ({"tau": 2.0}, {}, "tau = 2.0 has an effect on the method cbdm alone"),
+        ({"proximal-mu": 2.0}, {}, "fedprox alone"),
+        ({"exchange": "mean"}, {}, "exchange = mean averages parameters"),
+        ({"exchange": "mean", "shared-init": True}, {}, "exchange = mean averages parameters"),
+        ({"exchange": "mean", "network": "random-features"}, {}, "exchange = mean averages parameters"),
+    ],
+)
+def test_a_setting_without_effect_is_refused(given, preset, says):
+    with pytest.raises(UserError, match=r"^[^\n]*$") as caught:
+        refuse_without_effect(RunConfig.of(preset, given), given)
+    assert says in str(caught.value)
+
+
+def test_a_setting_that_has_an_effect_on_one_method_of_a_comparison_is_kept():
+    config = RunConfig.of({"beta-rule": "constant"})
+    methods = {"cbdm": config, "mutual-scarcity": config.but(beta_rule="scarcity")}
+    refuse_without_effect(config, {"tau": 2.0, "scarcity": 3.0, "mutual.beta": 1.0}, methods)
+
+
+@pytest.mark.parametrize("path", PRESETS, ids=lambda path: path.stem)
+def test_no_preset_has_a_setting_without_effect(path):
+    config = RunConfig.of(read_settings(path))
+    refuse_without_effect(config, beyond_defaults(config))
+    refuse_without_effect(config, read_settings(path))
+
+
+def test_features_drawn_once_for_all_may_be_averaged():
+    given = {"exchange": "mean", "network": "random-features", "shared-init": True}
+    refuse_without_effect(RunConfig.of(given), given)

@@ -8,7 +8,6 @@ from flwr.app import Error, Message, MessageType
 
 from client.averaging import add_proximal_term
 from client.averaging import app as client
-from fedmutual.data.source import load_class
 from fedmutual.diffusion.choose import make_process
 from fedmutual.learning.igd import local_steps
 from fedmutual.learning.peers import Peers
@@ -18,6 +17,7 @@ from fedmutual.run_folder import SHARED, read_history
 from server.averaging import ITERATE, prepare_fedavg, prepare_fedprox, serve
 from server.roster import RunFailed
 from simulations.runs.networks import class_networks, read_networks
+from tests.support.data import load_class
 from tests.support.federation import LocalGrid, assert_same
 
 SHAPE = (1, 8, 8)

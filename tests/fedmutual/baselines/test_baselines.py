@@ -11,7 +11,7 @@ from fedmutual.baselines.isolated import train_alone
 from fedmutual.baselines.pooled import pooled
 from fedmutual.baselines.reweighted import reweighted
 from fedmutual.baselines.shared_igd import peer_mean, shared_igd
-from fedmutual.data.source import ClassData, load_class
+from fedmutual.data.source import ClassData
 from fedmutual.diffusion.choose import make_process
 from fedmutual.diffusion.sampling import sample
 from fedmutual.errors import UserError
@@ -19,6 +19,7 @@ from fedmutual.learning.conditional import Pool, by_class, by_sample, in_turn
 from fedmutual.networks import OfClass, build, build_conditional
 from fedmutual.records import norm
 from fedmutual.seeds import generator
+from tests.support.data import load_class
 from tests.support.federation import assert_same, federate, networks
 
 SHAPE = (1, 8, 8)

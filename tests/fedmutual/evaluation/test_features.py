@@ -15,12 +15,13 @@ from torchmetrics.image.kid import poly_mmd
 
 from fedmutual.checkpoint import load
 from fedmutual.config import RunConfig
-from fedmutual.data.source import class_names, load_class, load_test
+from fedmutual.data.source import class_names
 from fedmutual.errors import UserError
 from fedmutual.evaluation import features, inception_score
 from fedmutual.evaluation.features import Features, Training, fingerprints, read_extractor
 from simulations.runs.folder import read_run
 from simulations.runs.measuring import change_measuring, evaluate
+from tests.support.data import load_class, load_test
 from tests.support.federation import federate
 
 pytestmark = pytest.mark.xdist_group("features")  # its fixtures are made once
@@ -161,7 +162,7 @@ def test_the_frechet_distance_needs_more_samples_than_features(trained):
 
 
 def test_classes_that_a_source_names_are_the_ones_in_the_file(trained):
-    assert load(trained[0])[1]["class_names"] == class_names(RunConfig())
+    assert load(trained[0])[1]["class_names"] == class_names(RunConfig().data)
 
 
 # Against torchmetrics, on the same features

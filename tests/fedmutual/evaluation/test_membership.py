@@ -11,7 +11,6 @@ from sklearn.metrics import roc_auc_score, roc_curve
 
 from fedmutual.config import RunConfig
 from fedmutual.data.mixtures import MIXTURES
-from fedmutual.data.source import load_class, load_unseen
 from fedmutual.diffusion import ddpm
 from fedmutual.diffusion.process import expand
 from fedmutual.diffusion.sampling import noise_predictor
@@ -36,6 +35,7 @@ from fedmutual.evaluation.membership import (
 from fedmutual.networks import build
 from simulations.runs import membership as command
 from simulations.runs.membership import audit_run
+from tests.support.data import load_class, load_unseen
 from tests.support.federation import LocalGrid, federate
 
 PROCESS = ddpm(100)

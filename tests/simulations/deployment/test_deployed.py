@@ -15,7 +15,6 @@ from flwr.app import MessageType
 from sklearn.datasets import load_digits
 
 from fedmutual.config import RunConfig
-from fedmutual.data.source import load_class
 from fedmutual.errors import UserError
 from fedmutual.networks import build
 from fedmutual.records import HELLO, NUMBERS, ORDER
@@ -24,6 +23,7 @@ from simulations.deployment.demo import IMAGES, demo, rounds_table, write_images
 from simulations.deployment.loopback import CONNECTION, Deployment, DeploymentFailed, kill, living
 from simulations.runs.networks import read_networks
 from tests.support import wire
+from tests.support.data import load_class
 
 pytestmark = pytest.mark.xdist_group("deployed")  # its fixtures are made once
 

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from fedmutual.data.source import load_test
 from fedmutual.errors import UserError
 from fedmutual.evaluation import frechet_distance
 from simulations.runs.few_steps import SAMPLERS, FewSteps
+from tests.support.data import load_test
 from tests.support.federation import federate
 
 

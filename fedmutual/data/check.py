@@ -1,0 +1,38 @@
+"""Everything that a run will read, read before it starts."""
+
+from typing import NamedTuple
+
+from fedmutual.config import Data
+from fedmutual.data.fingerprint import Fingerprint
+from fedmutual.data.source import Source, open_source
+from fedmutual.errors import UserError
+
+
+class Checked(NamedTuple):
+    """What was seen: `fingerprints` by class of what it trains on, and sentences that a user should read."""
+
+    source: Source
+    fingerprints: dict[int, Fingerprint]
+    notices: list[str]
+
+    @property
+    def counts(self) -> list[int]:
+        return [self.fingerprints[y].size for y in sorted(self.fingerprints)]
+
+
+def check(data: Data, seed: int) -> Checked:
+    """Read every sample of every class, test part included; of one client's own data, those.
+
+    Raises:
+        UserError: the first that cannot be used, with its class and file.
+    """
+    source = open_source(data, seed, keep=True)
+    if source.whole:
+        source.counts  # noqa: B018  (raises where there are too few)
+    fingerprints = {}
+    for y, name in enumerate(source.names):
+        try:
+            fingerprints[y] = source.look_through(y)
+        except UserError as error:
+            raise UserError(f"class {name}: {error}") from None
+    return Checked(source, fingerprints, source.notices)

@@ -1,0 +1,72 @@
+"""By what a run knows its data again: a fingerprint of the samples that each class trained on, whatever their order."""
+
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from torch import Tensor
+
+from fedmutual.errors import UserError
+
+FILE = "data.json"
+"""In a run folder or a client's store: `{class: {"size": ..., "fingerprint": ...}}`."""
+
+
+class Fingerprint(NamedTuple):
+    """How many samples a class trains on, and a hash of what they are."""
+
+    size: int
+    fingerprint: str
+
+
+def fingerprint(samples: Tensor) -> Fingerprint:
+    """Of samples `[n, *dims]`; in float64 they have the fingerprint that they have in float32."""
+    return combined(mark(sample) for sample in samples.float().cpu())
+
+
+def mark(sample: Tensor) -> bytes:
+    """Of one sample, float32 on the CPU."""
+    return hashlib.blake2b(np.ascontiguousarray(sample.numpy()).tobytes(), digest_size=16).digest()
+
+
+def combined(marks: Iterable[bytes]) -> Fingerprint:
+    """Of a class, from its samples' marks."""
+    ordered = sorted(marks)
+    return Fingerprint(len(ordered), hashlib.sha256(b"".join(ordered)).hexdigest()[:32])
+
+
+def fingerprints_text(fingerprints: dict[int, Fingerprint]) -> str:
+    """What `FILE` holds."""
+    return json.dumps({str(y): own._asdict() for y, own in fingerprints.items()}, indent=1)
+
+
+def refuse_changed(folder: Path, now: dict[int, Fingerprint], names: Sequence[str]) -> None:
+    """Compare with the fingerprints in `folder`; a folder without them, of an earlier version, is taken as it is.
+
+    Raises:
+        UserError: a class would not be the one that was trained on.
+    """
+    path = folder / FILE
+    if not path.exists():
+        return
+    try:
+        before = {int(y): Fingerprint(**own) for y, own in json.loads(path.read_text()).items()}
+    except (ValueError, TypeError, AttributeError):
+        raise UserError(f"{path} is damaged: restore it, or train a new run") from None
+    for y, own in now.items():
+        then = before.get(y, own)
+        if then == own:
+            continue
+        what = (
+            f"{own.size} training samples, and {then.size}"
+            if own.size != then.size
+            else f"{own.size} training samples, and other ones"
+        )
+        name = names[y] if y < len(names) else y
+        raise UserError(
+            f"the data have changed since this run was trained: class {name} has {what} then, so "
+            "that training and test samples would mix: restore the data as they were, or train a new run"
+        )
