@@ -15,7 +15,7 @@ from PIL import Image
 from fedmutual.config import RunConfig
 from fedmutual.errors import UserError
 from fedmutual.settings import write_settings
-from simulations.report import figures
+from simulations.report import line_charts, samples
 from simulations.report.comparison import comparison
 from simulations.report.page import write_report
 from tests.support.run_folders import NAMES, fabricate
@@ -112,7 +112,7 @@ def test_images_are_shown_for_every_class_arm_and_the_real_data(tmp_path: Path, 
     assert page_of(tmp_path, *two).count('src="data:image/png;base64,') == 3 * 3
 
 
-@pytest.mark.parametrize(("shape", "mark", "count"), [((1,), "<polygon", 3), ((2,), 'class="points s', 3 * 2)])
+@pytest.mark.parametrize(("shape", "mark", "count"), [((1,), 'class="real"', 3), ((2,), 'class="points"', 3 * 2)])
 def test_points_are_drawn_against_real_ones(tmp_path: Path, shape: tuple, mark: str, count: int) -> None:
     runs = [fabricate(tmp_path / name, name, shape=shape) for name in ("mutual", "isolated")]
     assert page_of(tmp_path, *runs).count(mark) == count
@@ -122,7 +122,7 @@ def test_grids_of_the_run_stand_in_for_samples_that_are_gone(tmp_path: Path) -> 
     run = fabricate(tmp_path / "a")
     (run / "samples" / "samples.npz").unlink()
     (run / "samples" / "class-001.png").write_bytes(b"picture")
-    assert figures.png_address(b"picture") in page_of(tmp_path, run)
+    assert samples.png_address(b"picture") in page_of(tmp_path, run)
 
 
 def test_mutual_term_without_weight_is_left_out(tmp_path: Path) -> None:
@@ -224,15 +224,15 @@ def test_no_folder_none_at_all_and_other_classes_are_refused(tmp_path: Path, two
 
 
 def test_axis_ticks_are_round_and_inside() -> None:
-    assert figures.Axis(0.0, 1.0, 0, 100).ticks() == [0.0, 0.5, 1.0]
-    assert figures.Axis.over([0.02, 5.0], 0, 100, may_log=True).ticks() == [0.1, 1.0]
-    assert figures.Axis(1.0, 100.0, 0, 50, log=True).place(10.0) == 25.0
+    assert line_charts.Axis(0.0, 1.0, 0, 100).ticks() == [0.0, 0.5, 1.0]
+    assert line_charts.Axis.over([0.02, 5.0], 0, 100, may_log=True).ticks() == [0.1, 1.0]
+    assert line_charts.Axis(1.0, 100.0, 0, 50, log=True).place(10.0) == 25.0
 
 
 def test_tiles_hold_the_first_images_in_reading_order() -> None:
     images = np.full((3, 1, 24, 24), -1.0)
     images[1] = 1.0
-    content = base64.b64decode(figures.tiles(images, columns=2).partition(",")[2])
+    content = base64.b64decode(samples.tiles(images, columns=2).partition(",")[2])
     pixels = np.asarray(Image.open(io.BytesIO(content)))
     assert pixels.shape == (50, 50, 3)
     assert (pixels[0, 0, 0], pixels[0, 30, 0], pixels[30, 0, 0]) == (0, 255, 0)
