@@ -14,7 +14,7 @@ from fedmutual.config import RunConfig
 from fedmutual.errors import UserError
 from fedmutual.settings import parse_assignments
 from simulations.cli.options import AsJson, Preset, RunFolder, RunFolders, Settings, Which, app
-from simulations.cli.presets import _settings_of, read_preset
+from simulations.cli.presets import _settings_of, read_preset, record_preset
 from simulations.cli.tables import _print_json, _print_wide, print_metrics
 from simulations.terminal import progress
 
@@ -52,6 +52,8 @@ def simulate(
 
         run_extractor(config)  # a file that does not fit is found before the training, not after it
     simulation, refused = Simulation(config, cpus, gpus), 0
+    if not resume:
+        record_preset(simulation.strategy.journal.folder, preset)
     with progress("training", config.rounds, "rounds") as advance:
 
         def on_round(rows: list[dict[str, Any]]) -> None:
@@ -224,6 +226,8 @@ def compare(
     made = plan(changes, methods, seeds, folder)
     with progress("comparing", len(made.arms), "arms") as advance:
         run_arms(made, cpus, gpus, advance)
+    for place in made.places:
+        record_preset(place, preset)
     _report(made.places, folder / "report.html", as_json)
 
 
@@ -292,10 +296,15 @@ def _evaluate(folder: Path, which: str) -> None:
 def _report(runs: list[Path], out: Path, as_json: bool) -> None:
     from simulations.cli.tables import comparison_table
     from simulations.report.comparison import comparison
+    from simulations.report.missing import missing_classes
     from simulations.report.page import write_report
+    from simulations.runs.arms import arms_of
+    from simulations.runs.folder import read_runs
 
     rows = comparison(runs)
     page = write_report(runs, out)
+    for one in missing_classes(arms_of(read_runs(runs))):
+        print(f"class {one.name} of {one.run} has no measure: {one.reason}", file=sys.stderr)
     if as_json:
         return _print_json(rows)
     arms = len({row["arm"] for row in rows})

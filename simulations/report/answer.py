@@ -14,6 +14,8 @@ def answer(arms: Comparison) -> list[str]:
     if metric is None:
         return ["No samples have been measured yet, so there is no answer. What is known so far is below."]
     worst = {arm.label: value for arm in arms.arms if (value := arms.value(arm, metric, "worst"))}
+    if not worst:
+        return ["No run has a measure of every class, so there is no answer. What is known is below."]
     sentences = compared or _plainly(arms, metric, worst)
     if max(value.seeds for value in worst.values()) == 1:
         what = "Each rests" if len(worst) > 1 else "This rests"

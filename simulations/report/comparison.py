@@ -68,6 +68,7 @@ class Comparison:
         self.together = _in_order(name for run in self.runs for name in run.together)
         self.headline = headline({arm.label: [name for name in metrics if arm.summaries(name)] for arm in arms})
         self.metrics = sorted(metrics, key=lambda name: name != self.headline)
+        self._measured = {name: set().union(*(_classes_with(run, name) for run in self.runs)) for name in metrics}
         self.ends = self._ends()
         attacks = {arm.label: {y: _strongest(arm, y) for y in range(len(self.classes))} for arm in self.arms}
         self.audited = any(key for by_class in attacks.values() for key in by_class.values())
@@ -98,13 +99,22 @@ class Comparison:
         return None
 
     def by_seed(self, arm: Arm, metric: str, of: Of) -> dict[int, float]:
-        """{seed: value}, for the seeds that have one."""
+        """{seed: value}, for the seeds that have one.
+
+        A run that lacks a class which others have is left out of "worst" and "mean": they would be of other classes.
+        """
         if of in ("worst", "mean"):
-            return {seed: getattr(summary, str(of)) for seed, summary in arm.summaries(metric).items()}
+            complete = {run.seed for run in arm.runs if self._complete(run, metric)}
+            summaries = arm.summaries(metric)
+            return {seed: getattr(summary, str(of)) for seed, summary in summaries.items() if seed in complete}
         if of == "all":
             values = {run.seed: run.together.get(metric, math.nan) for run in arm.runs}
             return {seed: value for seed, value in values.items() if not math.isnan(value)}
         return self._mean_over(of, {run.seed: run.scores(metric) for run in arm.runs})
+
+    def _complete(self, run: Run, metric: str) -> bool:
+        """Whether the run has a value for every class that any run has one for."""
+        return self._measured[metric] <= _classes_with(run, metric)
 
     def _mean_over(self, of: Of, scores: Mapping[int, Mapping[int, float]]) -> dict[int, float]:
         classes = self.ends.get(of, []) if isinstance(of, str) else [of]
@@ -208,6 +218,10 @@ class Comparison:
                     row |= {"n_train": self.counts.get(of), "n_real": self.real.get(of)}
                     rows.append({**row, **costs, **shared})
         return rows
+
+
+def _classes_with(run: Run, metric: str) -> set[int]:
+    return {y for y, value in run.scores(metric).items() if not math.isnan(value)}
 
 
 def _audited(arm: Arm, *key: Any) -> dict[int, float]:

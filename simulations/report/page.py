@@ -1,12 +1,14 @@
 """The report: one self-contained page, made from run folders and from nothing else."""
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import jinja2
+from markupsafe import Markup, escape
 
 from fedmutual.errors import UserError
 from simulations.report import costs, pictures, provenance, sections
@@ -59,8 +61,13 @@ def _template() -> jinja2.Template:
     environment = jinja2.Environment(
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )
-    environment.filters |= {"duration": duration, "number": number}
+    environment.filters |= {"duration": duration, "number": number, "commands": _commands}
     return environment.from_string(Path(__file__).with_name("report.html").read_text())
+
+
+def _commands(sentence: str) -> Markup:
+    """What stands between ` ` set as code."""
+    return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", escape(sentence)))
 
 
 def _about(compared: Comparison) -> dict[str, Any]:
@@ -79,6 +86,7 @@ def _about(compared: Comparison) -> dict[str, Any]:
         "runs": provenance.runs_table(arms),
         "settings": provenance.settings(arms),
         "environments": provenance.environments(arms),
+        "extractors": provenance.extractors(compared.runs),
     }
 
 

@@ -100,3 +100,15 @@ def environments(arms: Sequence[Arm]) -> dict[str, list[str]]:
         text = ". ".join(part for part in (run.facts.get("hardware"), versions) if part)
         runs.setdefault(text or "not recorded", []).append(name)
     return runs
+
+
+def extractors(runs: Sequence[Run]) -> list[str]:
+    """The feature extractors that the runs were measured with, each once: its file, and how well it classifies."""
+    recorded = {str(facts.get("sha256")): facts for run in runs if (facts := run.facts.get("extractor"))}
+    return [_extractor(facts) for facts in recorded.values()]
+
+
+def _extractor(facts: dict[str, Any]) -> str:
+    accuracy = facts.get("accuracy")
+    right = f" (classifies {100 * accuracy:.1f} % of its test images correctly)" if accuracy is not None else ""
+    return f"{facts.get('file', 'without a recorded name')}{right}"

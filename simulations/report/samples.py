@@ -2,7 +2,6 @@
 
 import base64
 import io
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -23,14 +22,16 @@ Panel = tuple[str, Markup]
 """(caption, figure)."""
 
 
+MISSING = Markup('<div class="absent">missing</div>')
+
+
 @dataclass(frozen=True)
 class Card:
-    """One class: its name, its number of training samples where known, its figures, and arms without samples."""
+    """One class: its name, its number of training samples where known, and its figures."""
 
     name: str
     count: int | None
     panels: list[Panel]
-    lacking: list[str]
 
 
 def samples(arms: Sequence[Arm]) -> list[Card]:
@@ -46,19 +47,11 @@ def samples(arms: Sequence[Arm]) -> list[Card]:
     for y in _chosen(counts, len(first.classes), few=len(arms) <= FEW):
         name = first.classes[y]
         real = next((store[f"real_{y}"] for store in stores.values() if f"real_{y}" in store), None)
-        panels: list[Panel] = []
-        lacking = []
-        for title, group in sharing(arms) if len(shape) != 3 else [("", list(arms))]:
-            drawn = {arm.label: stores[arm.label][f"generated_{y}"] for arm in group if _has(stores[arm.label], y)}
-            panels += _panels(shape, real, drawn, group, name, title)
-            for arm in (arm for arm in group if arm.label not in drawn):
-                grid = arm.runs[0].folder / f"samples/class-{y:03d}.png"
-                if grid.exists():  # without the samples themselves, the grid that the run drew of them
-                    panels.append((head_of(arm), picture(png_address(grid.read_bytes()), f"samples of class {name}")))
-                else:
-                    lacking.append(arm.label)
-        cards.append(Card(name, counts.get(y), panels, lacking))
-    return cards if any(len(card.lacking) < len(arms) for card in cards) else []
+        drawn = {arm.label: stores[arm.label][f"generated_{y}"] for arm in arms if _has(stores[arm.label], y)}
+        panels = _images(arms, y, name, real, drawn) if len(shape) == 3 else _points(arms, name, real, drawn)
+        cards.append(Card(name, counts.get(y), panels))
+    drawings = [figure for card in cards for _, figure in card.panels]
+    return cards if any(figure is not MISSING for figure in drawings) else []
 
 
 def _has(store: Mapping[str, Any], y: int) -> bool:
@@ -70,30 +63,42 @@ def _chosen(counts: Mapping[int, int], classes: int, few: bool) -> list[int]:
     return by_size if few else list(dict.fromkeys((by_size[0], by_size[len(by_size) // 2], by_size[-1])))
 
 
-def _panels(
-    shape: tuple[int, ...],
-    real: figures.Array | None,
-    drawn: Mapping[str, figures.Array],
-    group: Sequence[Arm],
-    name: str,
-    title: str,
+def _images(
+    arms: Sequence[Arm], y: int, name: str, real: figures.Array | None, drawn: Mapping[str, figures.Array]
 ) -> list[Panel]:
-    """Images as a grid for each arm, beside real ones; numbers as one histogram; points as a plot for each arm."""
-    if len(shape) == 3:
-        panels: list[Panel] = []
-        if real is not None:
-            panels.append(("real", picture(tiles(real), f"real samples of class {name}")))
-        label = f"generated samples of class {name}"
-        return panels + [(arm, picture(tiles(images), label)) for arm, images in drawn.items()]
-    if not drawn:
-        return []
-    arms = {arm.style: arm for arm in group if arm.label in drawn}
-    flat = {style: np.asarray(drawn[arm.label]).reshape(len(drawn[arm.label]), -1) for style, arm in arms.items()}
-    points = None if real is None else np.asarray(real).reshape(len(real), -1)
+    """Real images and each arm's as grids; where samples are gone, the grid that the run drew of them."""
+    panels: list[Panel] = []
+    if real is not None:
+        panels.append(("real", picture(tiles(real), f"real samples of class {name}")))
+    for arm in arms:
+        grid = arm.runs[0].folder / f"samples/class-{y:03d}.png"
+        if arm.label in drawn:
+            panels.append((arm.label, picture(tiles(drawn[arm.label]), f"generated samples of class {name}")))
+        elif grid.exists():
+            panels.append((arm.label, picture(png_address(grid.read_bytes()), f"samples of class {name}")))
+        else:
+            panels.append((arm.label, MISSING))
+    return panels
+
+
+def _points(
+    arms: Sequence[Arm], name: str, real: figures.Array | None, drawn: Mapping[str, figures.Array]
+) -> list[Panel]:
+    """Numbers as one histogram of the arms that share a drawing, points as a plot for each arm."""
+    background = None if real is None else np.asarray(real).reshape(len(real), -1)
     label = f"class {name}: generated against real samples"
-    if math.prod(shape) == 1:
-        return [(title, figures.histogram(points, {style: values[:, 0] for style, values in flat.items()}, label))]
-    return [(head_of(arms[style]), figure) for style, figure in figures.scatters(points, flat, label).items()]
+    panels: list[Panel] = []
+    for title, group in sharing(arms):
+        flat = {arm.style: np.asarray(drawn[arm.label]) for arm in group if arm.label in drawn}
+        flat = {style: values.reshape(len(values), -1) for style, values in flat.items()}
+        heads = {arm.style: head_of(arm) for arm in group}
+        if flat and all(values.shape[1] == 1 for values in flat.values()):
+            numbers = {style: values[:, 0] for style, values in flat.items()}
+            panels.append((title, figures.histogram(background, numbers, label)))
+        elif flat:
+            panels += [(heads[k], drawing) for k, drawing in figures.scatters(background, flat, label).items()]
+        panels += [(heads[arm.style], MISSING) for arm in group if arm.label not in drawn]
+    return panels
 
 
 def tiles(images: figures.Array, columns: int = 4, most: int = 20) -> str:

@@ -27,9 +27,10 @@ from simulations.runs.arms import Arm
 
 @dataclass(frozen=True)
 class MetricTable:
-    """One measure of every arm and class."""
+    """One measure of every arm and class; `measured` says whether any has a value."""
 
     metric: str
+    measured: bool
     table: Table
 
 
@@ -92,7 +93,10 @@ def _verdict(arms: Comparison, difference: Estimate | None, metric: str) -> Mark
 def metric_tables(arms: Comparison) -> list[MetricTable]:
     """A table for each metric: a column for each of a few arms, or a row for each of many."""
     make = _arms_across if len(arms.arms) <= FEW else _arms_down
-    return [MetricTable(metric, make(arms, metric)) for metric in arms.metrics]
+    return [
+        MetricTable(metric, any(arm.summaries(metric) for arm in arms.arms), make(arms, metric))
+        for metric in arms.metrics
+    ]
 
 
 def _arms_across(arms: Comparison, metric: str) -> Table:
@@ -123,7 +127,11 @@ def together(arms: Comparison) -> Table:
 def _compared(arms: Comparison, metric: str, of: Of, worst_names: Sequence[str] = ()) -> list[Markup]:
     """A cell for each arm: its value, the best of them in bold and starred; `worst_names` stand below a worst class."""
     values = [arms.value(arm, metric, of) for arm in arms.arms]
-    notes = list(worst_names) if of == "worst" else [_missing_note(arms, arm, of) for arm in arms.arms]
+    notes = list(worst_names) if of == "worst" else [""] * len(values)
+    notes = [
+        note if value else _missing_note(arms, arm, metric, of)
+        for note, value, arm in zip(notes, values, arms.arms, strict=True)
+    ]
     known = [value.mean for value in values if value]
     best = (min if metric in LARGER_IS_WORSE else max)(known) if len(known) > 1 else None
     if best is not None and known.count(best) > 1:
@@ -134,8 +142,10 @@ def _compared(arms: Comparison, metric: str, of: Of, worst_names: Sequence[str] 
     ]
 
 
-def _missing_note(arms: Comparison, arm: Arm, of: Of) -> str:
-    return "missing" if isinstance(of, int) and not any(measured(run, of) for run in arm.runs) else ""
+def _missing_note(arms: Comparison, arm: Arm, metric: str, of: Of) -> str:
+    if isinstance(of, int):
+        return "" if any(measured(run, of) for run in arm.runs) else "missing"
+    return "a class is missing" if of in ("worst", "mean") and arm.summaries(metric) else ""
 
 
 def _down(arms: Sequence[Arm], columns: Sequence[Sequence[Markup]]) -> list[list[Any]]:

@@ -14,7 +14,7 @@ from rich.console import Console
 from scipy import stats
 
 from fedmutual.errors import UserError
-from simulations.cli.tables import comparison_table
+from simulations.cli.tables import comparison_table, print_metrics
 from simulations.report import figures
 from simulations.report.answer import by_comparison
 from simulations.report.comparison import Comparison, comparison
@@ -233,6 +233,20 @@ def test_the_terminal_table_has_an_arm_a_line_under_what_is_done_with_the_data(s
     assert by_arm["mutual-scarcity"] == [*ours, "10 MB"]
     assert by_arm["fedavg"][4:6] == ["-1.03 ±0.87", "chance (±1.3)"]
     assert by_arm["memory"][6] == "–"
+
+
+def test_the_terminal_leads_with_features_and_says_where_nothing_was_measured(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = fabricate(tmp_path / "a")
+    with (run / "metrics.csv").open("a") as file:
+        file.writelines(f"any,0,{y},,fd-features,{y}.5\n" for y in range(3))
+    print_metrics(comparison([run]))
+    head = capsys.readouterr().out.splitlines()[0].split()
+    assert head[:4] == ["class", "training", "images", "fd-features"]
+    (run / "metrics.csv").unlink()
+    print_metrics(comparison([run]))
+    assert capsys.readouterr().out == "No class has a measure: no samples have been measured.\n"
 
 
 # The page

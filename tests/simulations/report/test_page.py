@@ -223,6 +223,91 @@ def test_no_folder_none_at_all_and_other_classes_are_refused(tmp_path: Path, two
         comparison(two)
 
 
+def with_features(run: Path, values: dict[int, float]) -> Path:
+    """Adds fd-features of some classes, as an extractor would."""
+    with (run / "metrics.csv").open("a") as file:
+        file.writelines(f"any,0,{y},,fd-features,{value}\n" for y, value in values.items())
+    return run
+
+
+def test_distances_in_features_lead_where_every_measured_arm_has_them(tmp_path: Path, two: list[Path]) -> None:
+    with_features(two[0], {0: 0.5, 1: 0.7, 2: 0.6})
+    assert "(fd; 0 is best)" in text_of(page_of(tmp_path, *two))
+    with_features(two[1], {0: 0.4, 1: 0.3, 2: 0.9})
+    page = page_of(tmp_path, *two)
+    text = text_of(page)
+    assert "best with mutual: it is class <b>dog</b> (20 training samples), at a distance of 0.700" in text
+    assert "(fd-features; 0 is best)" in text
+    assert page.index("<code>fd-features</code></h3>") < page.index("<code>fd</code></h3>")
+
+
+def test_the_title_names_the_preset_or_the_data_file_or_the_source(tmp_path: Path) -> None:
+    run = fabricate(tmp_path / "a")
+
+    def heading() -> str:
+        return re.search(r"<h1>How well each class is generated: (.*?)</h1>", page_of(tmp_path, run))[1]
+
+    assert heading() == "animals"
+    settings = RunConfig().settings() | {"data": "npz", "data-path": "/elsewhere/scans.v2.npz"}
+    (run / "config.toml").write_text(write_settings(settings))
+    assert heading() == "scans.v2"
+    facts = json.loads((run / "run.json").read_text())
+    (run / "run.json").write_text(json.dumps(facts | {"preset": "fashion-14"}))
+    assert heading() == "fashion-14"
+
+
+def without_class(run: Path, y: int) -> None:
+    """As a run whose client of class y always failed leaves its folder."""
+    lines = (run / "metrics.csv").read_text().splitlines()
+    (run / "metrics.csv").write_text("\n".join(line for line in lines if line.split(",")[2] != str(y)) + "\n")
+    history = [json.loads(line) for line in (run / "history.jsonl").read_text().splitlines()]
+    failed = {"status": "error", "reason": "truncated image", "loss": None, "mutual": None, "grad_norm": None}
+    lines = [json.dumps(line | failed if line["class"] == y else line) for line in history]
+    (run / "history.jsonl").write_text("\n".join(lines) + "\n")
+    with np.load(run / "samples" / "samples.npz") as store:
+        arrays = {key: store[key] for key in store.files if key != f"generated_{y}"}
+    np.savez(run / "samples" / "samples.npz", **arrays)
+
+
+def test_a_class_without_a_network_is_shown_as_missing_with_its_reason(tmp_path: Path, two: list[Path]) -> None:
+    without_class(two[1], 2)
+    page = page_of(tmp_path, *two)
+    text = text_of(page)
+    assert "class newt of isolated: it has no network, as no reply of its client was accepted; " in text
+    assert "the last is recorded as error (truncated image)" in text
+    assert page.count('<div class="absent">missing</div>') == 1
+    body = re.search(r'<div class="first">.*?<tbody>(.*?)</tbody>', page, re.S)[1]
+    rows = [text_of(row) for row in re.findall(r"<tr.*?</tr>", body, re.S)]
+    assert rows[4] == "newt 4 65 8.27 – missing"
+    # Its worst class would be the worst of two, and must not beat the worst of three.
+    assert rows[0] == "worst class 8.27 class newt – a class is missing"
+    assert "The worst class with mutual is class newt (4 training samples), at a distance of 8.27" in text
+
+
+def test_a_lone_run_that_lacks_a_class_says_what_its_worst_class_is_of(tmp_path: Path) -> None:
+    run = fabricate(tmp_path / "a")
+    without_class(run, 2)
+    text = text_of(page_of(tmp_path, run))
+    assert "Classes without a measure; the worst class and the mean are of the others: class newt : it has no" in text
+    assert "The worst class with mutual is class <b>dog</b> (20 training samples), at a distance of 3.00" in text
+
+
+def test_a_measure_without_a_value_says_so_instead_of_a_table(tmp_path: Path) -> None:
+    text = text_of(page_of(tmp_path, fabricate(tmp_path / "a")))
+    assert "Higher is better: little variety is lost. No class has a value of this measure." in text
+
+
+def test_extractors_that_differ_are_not_comparable(tmp_path: Path) -> None:
+    facts = [{"file": f"{k}.safetensors", "sha256": str(k), "accuracy": 0.9} for k in (1, 2)]
+    runs = [
+        fabricate(tmp_path / method, method, extractor=fact)
+        for method, fact in zip(("mutual", "isolated"), facts, strict=True)
+    ]
+    assert "1.safetensors (classifies 90.0 % of its test images correctly)" in text_of(page_of(tmp_path, runs[0]))
+    assert "measured with different ones" not in page_of(tmp_path, runs[0])
+    assert "measured with different ones" in page_of(tmp_path, *runs)
+
+
 def test_axis_ticks_are_round_and_inside() -> None:
     assert line_charts.Axis(0.0, 1.0, 0, 100).ticks() == [0.0, 0.5, 1.0]
     assert line_charts.Axis.over([0.02, 5.0], 0, 100, may_log=True).ticks() == [0.1, 1.0]
