@@ -104,7 +104,8 @@ def dots(arms: Comparison) -> Dots | None:
         ]
         marks = [row.value for row, arm in zip(rows, arms.arms, strict=True) if arm in marked and row.value is not None]
         description = f"{metric}, {arms.title(of)}: " + "; ".join(f"{row.label} {row.text}" for row in rows)
-        return Panel(arms.title(of), samples_behind(arms, of), figures.dots(rows, scale, marks, room, description))
+        behind = ", ".join(samples_behind(arms, of))
+        return Panel(arms.title(of), behind, figures.dots(rows, scale, marks, room, description))
 
     return Dots(
         metric=metric,

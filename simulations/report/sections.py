@@ -155,7 +155,7 @@ def _down(arms: Sequence[Arm], columns: Sequence[Sequence[Markup]]) -> list[list
 
 
 def _class_heads(arms: Comparison, shown: Sequence[Of]) -> list[Any]:
-    return ["arm", *(small(arms.title(of), samples_behind(arms, of)) for of in shown)]
+    return ["arm", *(small(arms.title(of), *samples_behind(arms, of)) for of in shown)]
 
 
 def differences(arms: Comparison) -> list[Differences]:

@@ -60,13 +60,13 @@ def rarest_first(arms: Comparison) -> list[int]:
     return sorted(range(len(arms.classes)), key=lambda y: (arms.counts.get(y, 0), y))
 
 
-def samples_behind(arms: Comparison, of: Of) -> str:
-    """4 train, 65 real; nothing for a summary."""
+def samples_behind(arms: Comparison, of: Of) -> list[str]:
+    """4 train; 65 real; nothing for a summary."""
     if not isinstance(of, int):
-        return ""
+        return []
     trained, real = arms.counts.get(of), arms.real.get(of)
     parts = [f"{trained} train" if trained is not None else "", f"{whole(real)} real" if real else ""]
-    return ", ".join(filter(None, parts))
+    return list(filter(None, parts))
 
 
 def one_worst(arms: Comparison, arm: Arm, metric: str) -> str:

@@ -100,7 +100,7 @@ def test_only_seeds_of_both_arms_are_paired(tmp_path: Path) -> None:
     assert row_of(comparison([folder]), "isolated", "worst")["versus_isolated"] is None
 
 
-def test_rows_are_json_and_tell_samples_costs_and_leakage(seven: Path) -> None:
+def test_rows_are_json_and_hold_samples_costs_and_leakage(seven: Path) -> None:
     rows = comparison([seven])
     assert json.loads(json.dumps(rows, allow_nan=False)) == rows
     row = row_of(rows, "pooled", 2)
@@ -210,7 +210,7 @@ def test_a_folder_of_runs_stands_for_the_runs_in_it_each_once(seven: Path) -> No
 
 
 @pytest.mark.parametrize("content", ["{", '{"rows": 3}', '{"rows": [{"class": 0}]}', '{"rows": [{"class": 7}]}', "[]"])
-def test_a_damaged_audit_is_told_in_one_line(tmp_path: Path, content: str) -> None:
+def test_a_damaged_audit_is_reported_in_one_line(tmp_path: Path, content: str) -> None:
     run = fabricate(tmp_path / "a")
     (run / "audit.json").write_text(content)
     with pytest.raises(UserError, match=re.escape(str(run / "audit.json"))) as caught:
@@ -272,7 +272,7 @@ def test_fourteen_arms_make_a_small_page_that_needs_nothing_else(page: str) -> N
         assert page.count(f'<th scope="row">{method}</th>') > 3
 
 
-def test_every_figure_is_told_in_words(page: str) -> None:
+def test_every_figure_is_described_in_words(page: str) -> None:
     drawings = SVG.findall(page)
     assert len(drawings) > 20
     for figure in drawings:
@@ -368,7 +368,7 @@ def test_the_page_has_answer_table_picture_and_folded_details_in_this_order(page
     assert "Not equal here" not in page
 
 
-def test_unequal_budgets_are_told(tmp_path: Path) -> None:
+def test_unequal_budgets_are_named(tmp_path: Path) -> None:
     runs = [
         fabricate(tmp_path / str(n), fd=[1, 2, n], gradient_steps_per_class=n, data=data)
         for n, data in ((3, "stays"), (4, "pooled"))

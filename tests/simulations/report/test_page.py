@@ -176,7 +176,7 @@ def test_a_run_that_has_just_begun_shows_what_there_is(tmp_path: Path) -> None:
     assert "Not finished, so that numbers may still change: mutual (status: running, 0 of 3 rounds recorded)" in text
 
 
-def test_settings_away_from_their_defaults_are_told(tmp_path: Path) -> None:
+def test_settings_away_from_their_defaults_are_listed(tmp_path: Path) -> None:
     page = page_of(tmp_path, fabricate(tmp_path / "a"))
     prominent = page[page.index("differ from their defaults") : page.index("<details>")]
     assert "rounds" in text_of(prominent)
@@ -204,7 +204,7 @@ def test_it_warns_of_few_real_samples_and_never_calls_the_distance_fid(tmp_path:
         (lambda run: (run / "samples" / "samples.npz").write_bytes(b"PK?"), "cannot be read"),
     ],
 )
-def test_a_damaged_folder_is_told_in_one_line(tmp_path: Path, damage, message: str) -> None:
+def test_a_damaged_folder_is_reported_in_one_line(tmp_path: Path, damage, message: str) -> None:
     run = fabricate(tmp_path / "a")
     damage(run)
     with pytest.raises(UserError, match=message) as caught:
