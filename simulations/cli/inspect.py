@@ -178,10 +178,15 @@ def measure(folder: Path, which: str) -> None:
 def write_page(runs: list[Path], out: Path, as_json: bool) -> None:
     from simulations.cli.tables import comparison_table
     from simulations.report.comparison import comparison
+    from simulations.report.missing import missing_classes
     from simulations.report.page import write_report
+    from simulations.runs.arms import arms_of
+    from simulations.runs.folder import read_runs
 
     rows = comparison(runs)
     page = write_report(runs, out)
+    for one in missing_classes(arms_of(read_runs(runs))):
+        print(f"class {one.name} of {one.run} has no measure: {one.reason}", file=sys.stderr)
     if as_json:
         return _print_json(rows)
     arms = len({row["arm"] for row in rows})

@@ -1,8 +1,10 @@
 """The presets: where they lie and how they are read."""
 
+import json
 from pathlib import Path
 from typing import Any
 
+from fedmutual.checkpoint import write_atomic
 from fedmutual.errors import UserError
 from fedmutual.settings import read_settings
 
@@ -25,6 +27,13 @@ def read_preset(name: str) -> dict[str, Any]:
         known = ", ".join(names())
         raise UserError(f"no preset {name!r}: there are {known}, or give the path of a .toml file")
     return read_settings(path)
+
+
+def record_preset(folder: Path, name: str) -> None:
+    """Name the preset in the run.json of a run folder, which the report then names as its subject."""
+    path = folder / "run.json"
+    facts = json.loads(path.read_text(encoding="utf-8"))
+    write_atomic(path, json.dumps({**facts, "preset": Path(name).stem}, indent=1).encode())
 
 
 def settings_of_run(folder: Path) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from simulations.report.comparison import DISTANCES, SUMMARIES, signed
+from simulations.report.comparison import SUMMARIES, headline, signed
 from simulations.report.words import NOTHING, interval, size
 from simulations.runs.folder import DATA
 
@@ -44,8 +44,12 @@ def print_metrics(rows: list[dict[str, Any]]) -> None:
     rows = [row for row in rows if row["class"] in ("worst", "mean") or isinstance(row["class"], int)]
     shown = {row["class"]: row["name"] if isinstance(row["class"], int) else row["class"] for row in rows}
     arms = list(dict.fromkeys(row["arm"] for row in rows))
-    metrics = ["fd", "precision", "recall", "memorisation"] if len(arms) == 1 else ["fd", "memorisation"]
-    metrics[1:1] = sorted({row["metric"] for row in rows} & {"fid", "fd-features"})
+    if not rows:
+        print("No class has a measure: no samples have been measured.")
+        return
+    measured = {row["metric"] for row in rows}
+    metrics = [name for name in ("fd-features", "fd", "fid") if name == "fd" or name in measured]
+    metrics += ["precision", "recall", "memorisation"] if len(arms) == 1 else ["memorisation"]
     values = {(row["arm"], row["metric"], row["class"]): row["mean"] for row in rows}
     counts = {row["class"]: row["n_train"] for row in rows if row["n_train"]}
     table = Table("class", "training images", box=None, padding=(0, 2, 0, 0))
@@ -77,7 +81,7 @@ def _print_json(rows: list[dict[str, Any]]) -> None:
 
 def comparison_table(rows: Sequence[dict[str, Any]]) -> Table:
     """The rows of `comparison` for a terminal: an arm a line, the headline metric, differences for the worst class."""
-    metric = next((name for name in DISTANCES if any(row["metric"] == name for row in rows)), None)
+    metric = headline({row["arm"]: {other["metric"] for other in rows if other["arm"] == row["arm"]} for row in rows})
     found = {(row["arm"], row["class"]): row for row in rows if row["metric"] == metric}
     arms = {row["arm"]: row for row in rows}
     names = {row["class"]: row["name"] for row in rows if row["class"] in SUMMARIES}

@@ -17,7 +17,7 @@ from fedmutual.errors import UserError
 from fedmutual.settings import parse_assignments
 from simulations.cli.inspect import measure, write_page
 from simulations.cli.options import AsJson, Preset, Settings
-from simulations.cli.presets import PRESETS, read_preset, settings_of_run
+from simulations.cli.presets import PRESETS, read_preset, record_preset, settings_of_run
 from simulations.cli.tables import _print_json
 from simulations.terminal import progress
 
@@ -56,6 +56,8 @@ def simulate(
         run_extractor(config)  # a file that does not fit is found before the training, not after it
     simulation, refused = Simulation(config, cpus, gpus), 0
     print_notices(simulation.notices)
+    if not resume:
+        record_preset(simulation.strategy.journal.folder, preset)
     with progress("training", config.rounds, "rounds") as advance:
 
         def on_round(rows: list[dict[str, Any]]) -> None:
@@ -98,6 +100,8 @@ def compare(
     print_notices(made.notices)
     with progress("comparing", len(made.arms), "arms") as advance:
         run_arms(made, cpus, gpus, advance)
+    for place in made.places:
+        record_preset(place, preset)
     write_page(made.places, folder / "report.html", as_json)
 
 

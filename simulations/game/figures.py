@@ -1,41 +1,18 @@
 """Figures of `fedmutual game` as inline SVG that takes the colour of its text and axes from the page."""
 
-import io
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from markupsafe import Markup
-from matplotlib import rc_context
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.colors import LogNorm, TwoSlopeNorm
 from matplotlib.figure import Figure
 
 from fedmutual.evaluation.intervals import Estimate
+from simulations.drawing.svg import style, svg
 from simulations.game.dynamics import Curve, HeatMaps
 
-INK = "#818283"
-"""Stands for the page's text colour until the SVG is written; a colour that no map or line has."""
-
-STYLE = {
-    "font.size": 9,
-    "svg.fonttype": "none",
-    "svg.hashsalt": "fedmutual",
-    "axes.edgecolor": INK,
-    "axes.labelcolor": INK,
-    "axes.titlecolor": INK,
-    "axes.titlesize": 9,
-    "text.color": INK,
-    "xtick.color": INK,
-    "ytick.color": INK,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "legend.frameon": False,
-    "legend.fontsize": 8,
-    "lines.linewidth": 1.4,
-}
 COLOURS = ("#2f7fd0", "#e07b22", "#3a9d5d", "#c8504f", "#8f6fc4", "#96735f", "#cf79b0")
 LEVELS = (("#c8504f", ":"), ("#8f6fc4", "--"), ("#a59a2c", "-."))
 
@@ -61,7 +38,7 @@ def v_curves(
     betas: Sequence[float], panels: dict[str, list[Band]], levels: dict[str, dict[str, float]], unit: str
 ) -> Markup:
     """Worst and single classes over beta, one panel a case; `levels` are dotted lines for arms without a beta."""
-    with rc_context(STYLE):
+    with style():
         figure, axes = _panels(len(panels))
         places = np.arange(len(betas))
         for axis, (title, bands) in zip(axes, panels.items(), strict=False):
@@ -78,12 +55,12 @@ def v_curves(
             if np.max(means) > 20 * np.min(means):
                 axis.set_yscale("log")
         figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
-        return _svg(figure, "worst class over beta")
+        return svg(figure, "worst class over beta")
 
 
 def curves(panels: dict[str, list[Curve]], across: str, up: str) -> Markup:
     """Geometric means over seeds on logarithmic axes, with the middle half of the seeds shaded."""
-    with rc_context(STYLE):
+    with style():
         figure, axes = _panels(len(panels))
         for axis, (title, lines) in zip(axes, panels.items(), strict=False):
             for colour, curve in zip(COLOURS, lines, strict=False):
@@ -93,7 +70,7 @@ def curves(panels: dict[str, list[Curve]], across: str, up: str) -> Markup:
                 axis.fill_between(curve.rounds, low, high, color=colour, alpha=0.15, linewidth=0)
             axis.set(title=title, xlabel=across, ylabel=up, xscale="log", yscale="log")
             axis.legend()
-        return _svg(figure, up)
+        return svg(figure, up)
 
 
 def heat_panels(maps: HeatMaps, names: Sequence[str]) -> Markup:
@@ -105,7 +82,7 @@ def heat_panels(maps: HeatMaps, names: Sequence[str]) -> Markup:
         (f"squared error of the score, beta {maps.beta:g}", maps.mutual),
     ]
     errors = np.concatenate([maps.without.flatten().numpy(), maps.mutual.flatten().numpy()])
-    with rc_context(STYLE):
+    with style():
         figure = Figure(figsize=(7.2, 6.4), layout="constrained")
         axes = figure.subplots(3, 2, sharex=True, sharey=True)
         for line, (title, table) in zip(axes, rows, strict=True):
@@ -128,14 +105,14 @@ def heat_panels(maps: HeatMaps, names: Sequence[str]) -> Markup:
             axis.set_xlabel("x")
         for axis in axes[:, 0]:
             axis.set_ylabel("t")
-        return _svg(figure, "density and fitting error over x and t")
+        return svg(figure, "density and fitting error over x and t")
 
 
 def phase_panels(
     across: Sequence[float], up: Sequence[str], panels: dict[str, np.ndarray], doubt: dict[str, np.ndarray]
 ) -> Markup:
     """Mean change of the worst class's KL, one panel an arm; a dot where its 95 % interval excludes zero."""
-    with rc_context(STYLE):
+    with style():
         figure, axes = _panels(len(panels), height=2.6)
         limit = 0.5
         for axis, (title, change) in zip(axes, panels.items(), strict=False):
@@ -153,7 +130,7 @@ def phase_panels(
             axis.set_yticks(range(len(up)), list(up))
             axis.set(title=title, xlabel="mu (half the separation)", ylabel="samples, head / tail")
         figure.colorbar(mesh, ax=axes, pad=0.01, label="change of worst KL, cut at ±0.5").outline.set_visible(False)
-        return _svg(figure, "where mutual learning helps")
+        return svg(figure, "where mutual learning helps")
 
 
 def _panels(count: int, height: float = 2.7) -> tuple[Figure, list[Axes]]:
@@ -165,19 +142,3 @@ def _panels(count: int, height: float = 2.7) -> tuple[Figure, list[Axes]]:
     for spare in axes[count:]:
         spare.remove()
     return figure, axes[:count]
-
-
-def _svg(figure: Figure, label: str) -> Markup:
-    """The figure as an <svg> element without a size of its own, ink in the page's colour, and `label` read aloud."""
-    figure.patch.set_alpha(0)
-    for axis in figure.axes:
-        axis.patch.set_alpha(0)
-    buffer = io.StringIO()
-    FigureCanvasSVG(figure).print_svg(buffer, metadata={"Date": None, "Creator": None})
-    text = buffer.getvalue()
-    text = text[text.index("<svg") :].replace(INK, "currentColor")
-    text = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", text, count=1)
-    # Never larger than letters of the page's own size.
-    told = rf'\1 role="img" aria-label="{label}" style="max-width: {figure.get_figwidth() * 7.5:.0f}rem"'
-    text = re.sub(r'(<svg[^>]*?) width="[^"]*"', told, text, count=1)
-    return Markup(text)

@@ -10,11 +10,13 @@ from simulations.runs.arms import Arm
 
 def answer(arms: Comparison) -> list[str]:
     """The comparison in three sentences; without what they need, which arm has the better worst class."""
-    metric, found = arms.headline, by_comparison(arms) if len(arms.arms) > 2 else None
+    metric, compared = arms.headline, by_comparison(arms) if len(arms.arms) > 2 else None
     if metric is None:
         return ["No samples have been measured yet, so there is no answer. What is known so far is below."]
     worst = {arm.label: value for arm in arms.arms if (value := arms.value(arm, metric, "worst"))}
-    sentences = found or _plainly(arms, metric, worst)
+    if not worst:
+        return ["No run has a measure of every class, so there is no answer. What is known is below."]
+    sentences = compared or _plainly(arms, metric, worst)
     if max(value.seeds for value in worst.values()) == 1:
         what = "Each rests" if len(worst) > 1 else "This rests"
         sentences.append(f"{what} on one seed, and one seed proves nothing: repeat with several before believing it.")
@@ -26,9 +28,9 @@ def _plainly(arms: Comparison, metric: str, worst: dict[str, Estimate]) -> list[
     best, *others = sorted(measured, key=lambda arm: worst[arm.label].mean)
     value = f"at a distance of {number(worst[best.label].mean)} from real data ({metric}; 0 is best)"
     if not others:
-        overall = number(arms.value(best, metric, "mean").mean)
+        overall = arms.value(best, metric, "mean")
         first = f"The worst class with {best.label} is {_worst_class(arms, best, metric)}, {value}."
-        return [first, f"The mean over classes is {overall}."]
+        return [first, f"The mean over classes is {number(overall.mean if overall else None)}."]
     sentences = [f"The worst class fares best with {best.label}: it is {_worst_class(arms, best, metric)}, {value}."]
     for arm in others:
         gap = _gap(worst[best.label].mean, worst[arm.label].mean, arms.versus(arm, best, metric, "worst"))
@@ -70,7 +72,7 @@ def _price(arms: Comparison, ours: Arm, metric: str) -> str:
     value = f"{metric} {estimated(arms.value(ours, metric, 'worst'))} with {ours.label}"
     pooled = arms.arm("pooled")
     difference = arms.versus(ours, pooled, metric, "worst")
-    if difference is None:
+    if pooled is None or difference is None:
         why = f"{ours.label} and pooled share no seed" if pooled else "no arm was trained on pooled data"
         unknown = f"What keeping the data apart costs is not known, as {why}"
         return f"{unknown}: the worst class is at {value} (0 is perfect)."
@@ -80,7 +82,7 @@ def _price(arms: Comparison, ours: Arm, metric: str) -> str:
     seeds = f" ({over})" if difference.half is not None else ""
     best = _best(arms, [arm for arm in arms.arms if arm.data == "pooled"], metric)
     than_best = arms.versus(ours, best, metric, "worst")
-    if best is not pooled and than_best is not None:
+    if best is not None and best is not pooled and than_best is not None:
         words = in_words(*arms.judge(than_best, metric))
         against += f"; against {best.label}, the best of the pooled arms, {words}"
     price = {
@@ -93,8 +95,8 @@ def _price(arms: Comparison, ours: Arm, metric: str) -> str:
 
 
 def _best(arms: Comparison, among: Sequence[Arm], metric: str) -> Arm | None:
-    found = [(value.mean, arm) for arm in among if (value := arms.value(arm, metric, "worst"))]
-    return min(found, key=lambda pair: pair[0], default=(None, None))[1]
+    values = {arm.label: value.mean for arm in among if (value := arms.value(arm, metric, "worst"))}
+    return min((arm for arm in among if arm.label in values), key=lambda arm: values[arm.label], default=None)
 
 
 def _gain(arms: Comparison, ours: Arm, metric: str) -> str:
@@ -139,7 +141,7 @@ def _exposure(arms: Comparison, ours: Arm) -> str:
 
 
 def in_words(kind: str, amount: str) -> str:
-    """What `Comparison.judge` found: 0.84 ± 0.39 better; no difference beyond chance (±0.39); no difference."""
+    """A verdict of `Comparison.judge`: 0.84 ± 0.39 better; no difference beyond chance (±0.39); no difference."""
     if kind in ("better", "worse"):
         return f"{amount} {kind}"
     return f"no difference beyond chance ({amount})" if amount else "no difference"

@@ -1,7 +1,7 @@
 """Arms compared: means over seeds, paired differences to isolated and to pooled training, leakage, and the answer."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -12,8 +12,8 @@ from simulations.report.words import NOTHING, interval, spread
 from simulations.runs.arms import Arm, arms_of, counted, ends
 from simulations.runs.folder import Run, read_runs
 
-DISTANCES = ("fd", "fd-features", "fid", "kl", "kid", "kid-features", "kid-inception")
-"""The answer is in the first of these that was measured."""
+DISTANCES = ("fd-features", "fd", "fid", "kl", "kid", "kid-features", "kid-inception")
+"""The headline is the first of these that was measured: distances in features lead wherever an extractor was set."""
 
 METRICS = (
     *DISTANCES,
@@ -31,17 +31,27 @@ Of = int | str
 
 
 def training_counts(runs: Iterable[Run]) -> dict[int, int]:
-    """Training samples of each class, where a run tells them."""
+    """Training samples of each class, where a run records them."""
     counts: dict[int, int] = {}
     for run in runs:
-        told = {row["class"]: row["n_train"] for row in run.rows if isinstance(row["class"], int)}
-        told |= dict(enumerate(run.facts.get("training_counts") or []))
-        counts |= {y: count for y, count in told.items() if count is not None and y not in counts}
+        recorded = {row["class"]: row["n_train"] for row in run.rows if isinstance(row["class"], int)}
+        recorded |= dict(enumerate(run.facts.get("training_counts") or []))
+        counts |= {y: count for y, count in recorded.items() if count is not None and y not in counts}
     return counts
 
 
 def _in_order(metrics: Iterable[str]) -> list[str]:
     return sorted(set(metrics), key=lambda name: (METRICS.index(name) if name in METRICS else len(METRICS), name))
+
+
+def headline(measured: Mapping[str, Collection[str]]) -> str | None:
+    """The measure that leads, of those that each arm has: the first of `DISTANCES` that every measured arm has.
+
+    Where there is none, the first that any has; None where nothing was measured.
+    """
+    each = [names for metrics in measured.values() if (names := set(metrics) & set(DISTANCES))]
+    shared = set.intersection(*each) if each else set()
+    return next((name for name in DISTANCES if name in (shared or set().union(*each))), None)
 
 
 class Comparison:
@@ -54,10 +64,11 @@ class Comparison:
         self.counts = training_counts(self.runs)
         self.real = {y: n for run in self.runs for y, n in run.scores("n_reference").items() if not math.isnan(n)}
         directed = LARGER_IS_WORSE | SMALLER_IS_WORSE
-        self.metrics = _in_order(name for run in self.runs for name in run.by_metric if name in directed)
+        metrics = _in_order(name for run in self.runs for name in run.by_metric if name in directed)
         self.together = _in_order(name for run in self.runs for name in run.together)
-        known = [name for name in self.metrics if name in DISTANCES]
-        self.headline = next((name for name in known if any(arm.summaries(name) for arm in arms)), None)
+        self.headline = headline({arm.label: [name for name in metrics if arm.summaries(name)] for arm in arms})
+        self.metrics = sorted(metrics, key=lambda name: name != self.headline)
+        self._measured = {name: set().union(*(_classes_with(run, name) for run in self.runs)) for name in metrics}
         self.ends = self._ends()
         attacks = {arm.label: {y: _strongest(arm, y) for y in range(len(self.classes))} for arm in self.arms}
         self.audited = any(key for by_class in attacks.values() for key in by_class.values())
@@ -82,24 +93,33 @@ class Comparison:
     def arm(self, *methods: str) -> Arm | None:
         """The arm of the first of `methods` that has one; None where several share it."""
         for method in methods:
-            found = [arm for arm in self.arms if arm.method == method]
-            if found:
-                return found[0] if len(found) == 1 else None
+            of_method = [arm for arm in self.arms if arm.method == method]
+            if of_method:
+                return of_method[0] if len(of_method) == 1 else None
         return None
 
     def by_seed(self, arm: Arm, metric: str, of: Of) -> dict[int, float]:
-        """{seed: value}, for the seeds that have one."""
+        """{seed: value}, for the seeds that have one.
+
+        A run that lacks a class which others have is left out of "worst" and "mean": they would be of other classes.
+        """
         if of in ("worst", "mean"):
-            return {seed: getattr(summary, str(of)) for seed, summary in arm.summaries(metric).items()}
+            complete = {run.seed for run in arm.runs if self._complete(run, metric)}
+            summaries = arm.summaries(metric)
+            return {seed: getattr(summary, str(of)) for seed, summary in summaries.items() if seed in complete}
         if of == "all":
-            found = {run.seed: run.together.get(metric, math.nan) for run in arm.runs}
-            return {seed: value for seed, value in found.items() if not math.isnan(value)}
+            values = {run.seed: run.together.get(metric, math.nan) for run in arm.runs}
+            return {seed: value for seed, value in values.items() if not math.isnan(value)}
         return self._mean_over(of, {run.seed: run.scores(metric) for run in arm.runs})
+
+    def _complete(self, run: Run, metric: str) -> bool:
+        """Whether the run has a value for every class that any run has one for."""
+        return self._measured[metric] <= _classes_with(run, metric)
 
     def _mean_over(self, of: Of, scores: Mapping[int, Mapping[int, float]]) -> dict[int, float]:
         classes = self.ends.get(of, []) if isinstance(of, str) else [of]
-        found = {seed: [values.get(y, math.nan) for y in classes] for seed, values in scores.items()}
-        return {seed: mean(values) for seed, values in found.items() if values and not any(map(math.isnan, values))}
+        chosen = {seed: [values.get(y, math.nan) for y in classes] for seed, values in scores.items()}
+        return {seed: mean(values) for seed, values in chosen.items() if values and not any(map(math.isnan, values))}
 
     def value(self, arm: Arm, metric: str, of: Of) -> Estimate | None:
         return Estimate.maybe(self.by_seed(arm, metric, of).values())
@@ -115,7 +135,7 @@ class Comparison:
         """(kind, size) of a difference: better or worse, 0.84 ± 0.39; chance, ±0.39; same."""
         if difference.mean == 0 and not difference.half:
             return "same", ""
-        if difference.by_chance:
+        if difference.half is not None and difference.by_chance:
             return "chance", spread(difference.half)
         kind = "worse" if (difference.mean > 0) == (metric in LARGER_IS_WORSE) else "better"
         return kind, interval(abs(difference.mean), difference.half)
@@ -128,10 +148,10 @@ class Comparison:
         Strongest is the attack and t with the highest mean over seeds for the class: the highest of several
         estimates, so that without any leak it lies a little above 0.5. "worst" is the class that leaks most.
         """
-        found = {y: _audited(arm, *key) for y, key in self.attacks[arm.label].items() if key}
+        by_class = {y: _audited(arm, *key) for y, key in self.attacks[arm.label].items() if key}
         if of not in ("worst", "mean"):
-            return self._of_classes(found, of)
-        known = list(found.values())
+            return self._of_classes(by_class, of)
+        known = list(by_class.values())
         if of == "worst":
             return Estimate.maybe(max(known, key=lambda by_seed: mean(by_seed.values()), default={}).values())
         seeds = set.intersection(*map(set, known)) if known else set()
@@ -171,8 +191,8 @@ class Comparison:
             "seconds": lambda run: run.seconds,
         }
         if what == "bytes":
-            ways = [self.cost(arm, "bytes_down"), self.cost(arm, "bytes_up")]
-            return None if None in ways else sum(ways)
+            down, up = self.cost(arm, "bytes_down"), self.cost(arm, "bytes_up")
+            return None if down is None or up is None else down + up
         known = [value for run in arm.runs if (value := read[what](run)) is not None]
         return mean(known) if known else None
 
@@ -200,9 +220,13 @@ class Comparison:
         return rows
 
 
+def _classes_with(run: Run, metric: str) -> set[int]:
+    return {y for y, value in run.scores(metric).items() if not math.isnan(value)}
+
+
 def _audited(arm: Arm, *key: Any) -> dict[int, float]:
     """{seed: value} of one measure of the audit; without t in the key the t that there is."""
-    return {run.seed: value for run in arm.runs for found, value in run.audited.items() if found[: len(key)] == key}
+    return {run.seed: value for run in arm.runs for of, value in run.audited.items() if of[: len(key)] == key}
 
 
 def _strongest(arm: Arm, y: int) -> tuple[Any, ...] | None:

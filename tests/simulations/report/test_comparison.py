@@ -14,8 +14,8 @@ from rich.console import Console
 from scipy import stats
 
 from fedmutual.errors import UserError
-from simulations.cli.tables import comparison_table
-from simulations.report import comparison_figures
+from simulations.cli.tables import comparison_table, print_metrics
+from simulations.report import figures
 from simulations.report.answer import by_comparison
 from simulations.report.comparison import Comparison, comparison
 from simulations.report.page import write_report
@@ -100,7 +100,7 @@ def test_only_seeds_of_both_arms_are_paired(tmp_path: Path) -> None:
     assert row_of(comparison([folder]), "isolated", "worst")["versus_isolated"] is None
 
 
-def test_rows_are_json_and_tell_samples_costs_and_leakage(seven: Path) -> None:
+def test_rows_are_json_and_hold_samples_costs_and_leakage(seven: Path) -> None:
     rows = comparison([seven])
     assert json.loads(json.dumps(rows, allow_nan=False)) == rows
     row = row_of(rows, "pooled", 2)
@@ -210,7 +210,7 @@ def test_a_folder_of_runs_stands_for_the_runs_in_it_each_once(seven: Path) -> No
 
 
 @pytest.mark.parametrize("content", ["{", '{"rows": 3}', '{"rows": [{"class": 0}]}', '{"rows": [{"class": 7}]}', "[]"])
-def test_a_damaged_audit_is_told_in_one_line(tmp_path: Path, content: str) -> None:
+def test_a_damaged_audit_is_reported_in_one_line(tmp_path: Path, content: str) -> None:
     run = fabricate(tmp_path / "a")
     (run / "audit.json").write_text(content)
     with pytest.raises(UserError, match=re.escape(str(run / "audit.json"))) as caught:
@@ -233,6 +233,20 @@ def test_the_terminal_table_has_an_arm_a_line_under_what_is_done_with_the_data(s
     assert by_arm["mutual-scarcity"] == [*ours, "10 MB"]
     assert by_arm["fedavg"][4:6] == ["-1.03 ±0.87", "chance (±1.3)"]
     assert by_arm["memory"][6] == "–"
+
+
+def test_the_terminal_leads_with_features_and_says_where_nothing_was_measured(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = fabricate(tmp_path / "a")
+    with (run / "metrics.csv").open("a") as file:
+        file.writelines(f"any,0,{y},,fd-features,{y}.5\n" for y in range(3))
+    print_metrics(comparison([run]))
+    head = capsys.readouterr().out.splitlines()[0].split()
+    assert head[:4] == ["class", "training", "images", "fd-features"]
+    (run / "metrics.csv").unlink()
+    print_metrics(comparison([run]))
+    assert capsys.readouterr().out == "No class has a measure: no samples have been measured.\n"
 
 
 # The page
@@ -258,41 +272,61 @@ def test_fourteen_arms_make_a_small_page_that_needs_nothing_else(page: str) -> N
         assert page.count(f'<th scope="row">{method}</th>') > 3
 
 
-def test_every_figure_is_told_in_words(page: str) -> None:
-    figures = SVG.findall(page)
-    assert len(figures) > 20
-    for figure in figures:
+def test_every_figure_is_described_in_words(page: str) -> None:
+    drawings = SVG.findall(page)
+    assert len(drawings) > 20
+    for figure in drawings:
         head = figure[: figure.index(">")]
         assert 'aria-hidden="true"' in head or re.search(r'role="img" aria-label="[^"]+"', head)
     assert all(re.search(r'alt="[^"]+"', image) for image in re.findall(r"<img[^>]*>", page))
 
 
-def boxes(figure: str) -> list[comparison_figures.Box]:
-    """Where the elements of an SVG lie; text on the safe side."""
-    found = []
-    for element in ET.fromstring(figure).iter():
+def numbers_in(path: str) -> tuple[list[float], list[float]]:
+    """x and y of a path's points, control points included."""
+    values = [float(value) for value in re.findall(r"-?[\d.]+(?:e-?\d+)?", path)]
+    return values[::2], values[1::2]
+
+
+def shift(xs: Sequence[float], ys: Sequence[float], x: float = 0.0, y: float = 0.0) -> figures.Box:
+    return figures.Box(x + min(xs), y + min(ys), x + max(xs), y + max(ys))
+
+
+def text_box(element: ET.Element) -> figures.Box:
+    """Where a text lies, on the safe side: at 10.5 points a letter of a sans-serif typeface takes 5.6 on average."""
+    style, names = element.get("style", ""), set(element.get("class", "").split())
+    wide, x, y = 5.6 * len(element.text or ""), float(element.get("x", 0)), float(element.get("y", 0))
+    before = "text-anchor: end" in style or "y" in names
+    left = x - wide if before else x - wide / 2 if "middle" in style or "x" in names else x
+    return figures.Box(left, y - 9, left + wide, y + 2)
+
+
+def boxes(figure: str) -> list[figures.Box]:
+    """Where the elements of an SVG lie."""
+    root = ET.fromstring(figure)
+    shapes = {path.get("id"): path for defs in root.iter("defs") for path in defs}
+    placed = []
+    for element in root.iter():
         kind, get = element.tag, lambda name, element=element: float(element.get(name))
         if kind == "circle":
-            x, y, r = get("cx"), get("cy"), get("r")
-            found.append(comparison_figures.Box(x - r, y - r, x + r, y + r))
+            placed.append(shift((-get("r"), get("r")), (-get("r"), get("r")), get("cx"), get("cy")))
         elif kind == "line":
-            xs, ys = sorted((get("x1"), get("x2"))), sorted((get("y1"), get("y2")))
-            found.append(comparison_figures.Box(xs[0], ys[0], xs[1], ys[1]))
+            placed.append(shift((get("x1"), get("x2")), (get("y1"), get("y2"))))
         elif kind == "polyline":
-            xs, ys = zip(*(map(float, point.split(",")) for point in element.get("points").split()), strict=True)
-            found.append(comparison_figures.Box(min(xs), min(ys), max(xs), max(ys)))
+            placed.append(shift(*numbers_in(element.get("points"))))
+        elif kind == "path" and element not in shapes.values():
+            placed.append(shift(*numbers_in(element.get("d"))))
+        elif kind == "use":
+            shape = shapes[element.get("href").removeprefix("#")]
+            placed.append(shift(*numbers_in(shape.get("d")), get("x"), get("y")))
         elif kind == "text":
-            wide, x, y = 5.6 * len(element.text), get("x"), get("y")
-            names = set(element.get("class").split())
-            left = x - wide if names & {"y", "end", "value"} else x - wide / 2 if "x" in names else x
-            found.append(comparison_figures.Box(left, y - 9, left + wide, y + 2))
-    return found
+            placed.append(text_box(element))
+    return placed
 
 
 def test_no_figure_draws_outside_its_box(page: str) -> None:
     for figure in SVG.findall(page):
         _, _, width, height = map(float, re.search(r'viewBox="([^"]+)"', figure)[1].split())
-        room = comparison_figures.Box(-1, -1, width + 1, height + 1)
+        room = figures.Box(-1, -1, width + 1, height + 1)
         assert all(box.inside(room) for box in boxes(figure)), figure[:300]
 
 
@@ -301,17 +335,18 @@ def test_no_figure_draws_outside_its_box(page: str) -> None:
 def test_names_in_the_picture_meet_neither_each_other_nor_a_circle(width: int, height: int, spread: float) -> None:
     random = np.random.default_rng(1)
     points = [
-        comparison_figures.Bubble(name, 0, 0.5 + 0.5 * x * spread, 0.01, 8 + 4 * y * spread, 9.0, 1e6 * k, "told")
+        figures.Bubble(name, 0, 0.5 + 0.5 * x * spread, 0.01, 8 + 4 * y * spread, 9.0, 1e6 * k, "in words")
         for k, (name, (x, y)) in enumerate(zip(METHODS[1:], random.uniform(size=(14, 2)), strict=True))
     ]
-    figure = comparison_figures.bubbles(points, "across", "up", "label", width, height)
-    elements = list(ET.fromstring(figure).iter())
-    names = [element for element in elements if element.tag == "text" and "name" in element.get("class")]
+    drawn = figures.bubbles(points, "across", "up", "label", width, height)
+    groups = [group for group in ET.fromstring(drawn).iter("g") if group.get("class")]
+    names = [text for group in groups if group.get("class") == "name" for text in group.iter("text")]
     assert sorted(name.text for name in names) == sorted(METHODS[1:])
-    everything = boxes(figure)
-    kinds = [element for element in elements if element.tag in ("circle", "line", "text")]
-    shown = [box for box, kind in zip(everything, kinds, strict=True) if kind in names or kind.tag == "circle"]
-    labels = [box for box, kind in zip(everything, kinds, strict=True) if kind in names]
+    circles = [group for group in groups if group.get("class").startswith("bubble-")]
+    assert sorted(group.find("title").text for group in circles) == sorted(f"{name}: in words" for name in METHODS[1:])
+    labels = [text_box(name) for name in names]
+    shown = labels + [box for group in circles for box in boxes(ET.tostring(group, "unicode"))]
+    assert len(shown) == 2 * len(points)
     for label in labels:
         assert sum(label.meets(other) for other in shown) == 1  # itself
 
@@ -320,8 +355,8 @@ def test_the_page_has_answer_table_picture_and_folded_details_in_this_order(page
     marks = [
         'class="answer"',
         'id="arms"',
-        'class="bubbles',
-        'class="dots"',
+        'class="wide"',
+        'class="dot-panels"',
         "<details>",
         'id="samples"',
         'id="leakage"',
@@ -333,7 +368,7 @@ def test_the_page_has_answer_table_picture_and_folded_details_in_this_order(page
     assert "Not equal here" not in page
 
 
-def test_unequal_budgets_are_told(tmp_path: Path) -> None:
+def test_unequal_budgets_are_named(tmp_path: Path) -> None:
     runs = [
         fabricate(tmp_path / str(n), fd=[1, 2, n], gradient_steps_per_class=n, data=data)
         for n, data in ((3, "stays"), (4, "pooled"))
