@@ -17,7 +17,7 @@ FLOORS = [
     {"fedmutual.evaluation"},
     {"fedmutual.run_folder"},
     {"client", "server"},
-    {"simulations.terminal"},
+    {"simulations.terminal", "simulations.drawing"},
     {"simulations.runs", "simulations.engine", "simulations.game", "simulations.deployment"},
     {"simulations.report", "simulations.experiments", "simulations.upkeep"},
     {"simulations.cli"},
@@ -28,8 +28,8 @@ other; the arrows between floors that are more than this are in `ARROWS`."""
 
 ARROWS = {
     "simulations.runs": {"fedmutual", "simulations.terminal"},
-    "simulations.report": {"fedmutual", "simulations.runs"},
-    "simulations.game": {"fedmutual", "simulations.terminal"},
+    "simulations.report": {"fedmutual", "simulations.drawing", "simulations.runs"},
+    "simulations.game": {"fedmutual", "simulations.drawing", "simulations.terminal"},
     "simulations.engine": {"fedmutual", "client", "server"},
     "simulations.deployment": {"fedmutual", "client", "server", "simulations.terminal"},
     "simulations.experiments": {"fedmutual", "client", "server", "simulations.engine", "simulations.runs"},
