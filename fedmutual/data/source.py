@@ -87,6 +87,10 @@ class Source(ABC):
             UserError: a sample that cannot be used.
         """
 
+    def fingerprints(self) -> dict[int, Fingerprint]:
+        """{class: fingerprint of what it trains on}; raises as `counts` does."""
+        return {y: fingerprint(self.train(y)) for y in range(len(self.counts))}
+
     @property
     def notices(self) -> list[str]:
         """What a user should know of the data, a sentence each: what is left out, and values that look like a mistake

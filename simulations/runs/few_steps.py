@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
+from fedmutual.data.fingerprint import refuse_changed
 from fedmutual.data.source import open_source, sample_shape
 from fedmutual.device import pick_device
 from fedmutual.diffusion.choose import make_process
@@ -56,6 +57,7 @@ class FewSteps:
         self.seeds, self.see = seeds, run_extractor(config)
         self.round, self.networks = class_networks(run, which, pick_device(config))
         source = open_source(config.data, config.seed, keep=True)
+        refuse_changed(run, source.fingerprints(), source.names)
         self.real = self.seen({y: source.test(y) for y in self.networks})
 
     def rows(self, on_percent: Callable[[int], None] = lambda done: None) -> list[dict[str, Any]]:

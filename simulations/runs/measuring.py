@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fedmutual.checkpoint import write_atomic
 from fedmutual.config import RunConfig
-from fedmutual.data.fingerprint import fingerprint, refuse_changed
+from fedmutual.data.fingerprint import refuse_changed
 from fedmutual.data.source import Source, open_source
 from fedmutual.device import pick_device
 from fedmutual.errors import UserError
@@ -68,7 +68,7 @@ def evaluate(
     if config.measuring.samples < 2:
         raise UserError("samples must be at least 2 to measure anything: set -s samples=500")
     source = open_source(config.data, config.seed, keep=True)
-    refuse_changed(folder, {y: fingerprint(source.train(y)) for y in range(len(source.names))}, source.names)
+    refuse_changed(folder, source.fingerprints(), source.names)
     extractor = run_extractor(config, source)
     generated = drawn or draw_samples(folder, config.measuring.samples, which, on_class)
     real = {y: source.test(y) for y in generated}
