@@ -419,4 +419,5 @@ def _one_line(error: ValidationError) -> str:
     reason = first["msg"].removeprefix("Value error, ")
     reason = reason[:1].lower() + reason[1:]
     key = str(first["loc"][-1]) if first["loc"] else ""
-    return f"setting {key} = {first['input']!r}: {reason}" if key in _PLACES and key not in _GROUPS else reason
+    of_setting = key in _PLACES and (key not in _GROUPS or len(first["loc"]) > 1)  # `data` is a group and a setting
+    return f"setting {key} = {first['input']!r}: {reason}" if of_setting else reason

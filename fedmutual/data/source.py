@@ -264,12 +264,8 @@ class FileSource(Source):
         return self.opened.held_out.read(self._shuffled(self.opened.held_out, y, "held-out")[: self.data.held_out])
 
     def test(self, y: int) -> Tensor:
-        if not self.opened.test:
-            return self.opened.train.read(self._cut(y)[0])
-        rows = self._shuffled(self.opened.test, y, "test")
-        if len(rows) < self.data.test:
-            raise UserError(f"the test part has {len(rows)} samples of class {y}: lower test = {self.data.test}")
-        return self.opened.test.read(rows[: self.data.test or len(rows)])
+        part = self.opened.test or self.opened.train
+        return part.read(self._test_rows(y))
 
     def unseen(self, y: int) -> Tensor:
         test, held_out, _, left_over = self._cut(y)
@@ -281,6 +277,7 @@ class FileSource(Source):
         return torch.cat(parts)
 
     def look_through(self, y: int) -> Fingerprint:
+        self._test_rows(y)  # raises where there are too few
         train = set(self._cut(y)[2].tolist())
         marks = []
         for rows, samples in _blocks(self.opened.train, self._own(self.opened.train, y)):
@@ -314,6 +311,14 @@ class FileSource(Source):
         draw = generator(self.seed, y, 0, "split")
         test, held_out, pool = long_tail.split(len(own), self.cut_test, self.cut_held_out, draw)
         return own[test.numpy()], own[held_out.numpy()], own[pool.numpy()[:count]], own[pool.numpy()[count:]]
+
+    def _test_rows(self, y: int) -> Rows:
+        if not self.opened.test:
+            return self._cut(y)[0]
+        rows = self._shuffled(self.opened.test, y, "test")
+        if len(rows) < self.data.test:
+            raise UserError(f"the test part has {len(rows)} samples of class {y}: lower test = {self.data.test}")
+        return rows[: self.data.test or len(rows)]
 
     def _shuffled(self, part: Part, y: int, purpose: str) -> Rows:
         """Class y's rows of a part of its own, in an order that the seed decides."""

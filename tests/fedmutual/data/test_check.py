@@ -51,6 +51,15 @@ def test_too_few_samples_are_found(tmp_path):
         check(config.data, config.seed)
 
 
+def test_a_test_part_that_is_too_small_is_found(tmp_path):
+    images, labels = RNG.integers(0, 256, (20, 4, 4)).astype(np.uint8), np.repeat([3, 8], 10)
+    few = {"test_images": images[:13], "test_labels": labels[:13]}
+    np.savez(tmp_path / "a.npz", train_images=images, train_labels=labels, **few)
+    config = RunConfig.of({"data": "npz", "data-path": str(tmp_path / "a.npz"), "held-out": 1, "test": 5})
+    with pytest.raises(UserError, match="class 8: the test part has 3 samples of class 1: lower test = 5"):
+        check(config.data, config.seed)
+
+
 def test_a_clients_own_class_is_checked_alone(tmp_path):
     np.savez(tmp_path / "own.npz", images=RNG.integers(0, 256, (12, 4, 4)).astype(np.uint8))
     config = RunConfig.of(
