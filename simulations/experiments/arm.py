@@ -12,7 +12,7 @@ import torch
 from fedmutual.baselines import Rows
 from fedmutual.config import RunConfig
 from fedmutual.data import ClassData, load_class, num_classes, sample_shape, training_counts
-from fedmutual.device import pick_device
+from fedmutual.device import dtype_of, pick_device
 from fedmutual.run_folder import read_history
 from server.bank import Made, Shelf
 from server.journal import Journal
@@ -88,7 +88,7 @@ def _federate(method: str, app: App, config: RunConfig, folder: Path, cpus: int,
 def _train_here(method: str, train: Baseline, config: RunConfig, folder: Path, on_round: Progress) -> None:
     if folder.exists():
         shutil.rmtree(folder)
-    device = pick_device(config)
+    device = pick_device(config.compute)
     data = _load(config, device)
     shelf = Shelf(sample_shape(config))
     journal = Journal(config, shelf)
@@ -118,7 +118,7 @@ def _train_here(method: str, train: Baseline, config: RunConfig, folder: Path, o
 
 def _load(config: RunConfig, device: torch.device) -> list[ClassData]:
     """Every class's samples on the device, in the run's dtype."""
-    dtype = getattr(torch, config.compute.dtype)
+    dtype = dtype_of(config.compute)
     parts = [load_class(config, y) for y in range(num_classes(config))]
     return [ClassData(part.train.to(device, dtype), part.held_out.to(device, dtype)) for part in parts]
 

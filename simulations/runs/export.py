@@ -7,7 +7,7 @@ import torch
 from diffusers import DDPMPipeline, DDPMScheduler
 
 from fedmutual.config import RunConfig
-from fedmutual.diffusion.choose import make_process
+from fedmutual.diffusion import make_process
 from fedmutual.diffusion.sampling import betas
 from fedmutual.errors import UserError
 from fedmutual.networks.unet import UNet
@@ -85,7 +85,7 @@ def export(run: Path, name: str, folder: Path, which: str = "last") -> None:
             f"the network pads images of shape {facts['shape']} to sides that its levels divide, which diffusers' "
             f"DDPMPipeline does not: train with fewer levels, such as multipliers = 1,2,2"
         )
-    process = make_process(config)
+    process = make_process(config.diffusion)
     scheduler = DDPMScheduler(
         num_train_timesteps=len(process),
         trained_betas=betas(process).tolist(),

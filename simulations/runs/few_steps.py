@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from fedmutual.data.source import load_test, sample_shape
-from fedmutual.device import pick_device
-from fedmutual.diffusion.choose import make_process
+from fedmutual.device import dtype_of, pick_device
+from fedmutual.diffusion import make_process
 from fedmutual.errors import UserError
 from fedmutual.evaluation import frechet_distance
 from fedmutual.evaluation.features import Features
@@ -54,7 +54,7 @@ class FewSteps:
             raise UserError(f"--steps {','.join(map(str, wrong))}: give numbers from 1 to {config.diffusion.steps - 1}")
         self.plan = [("ddpm", config.diffusion.steps), *((sampler, count) for count in steps for sampler in SAMPLERS)]
         self.seeds, self.see = seeds, run_extractor(config)
-        self.round, self.networks = class_networks(run, which, pick_device(config))
+        self.round, self.networks = class_networks(run, which, pick_device(config.compute))
         self.real = self.seen({y: load_test(config, y) for y in self.networks})
 
     def rows(self, on_percent: Callable[[int], None] = lambda done: None) -> list[dict[str, Any]]:
@@ -94,8 +94,8 @@ class FewSteps:
 
     def draw(self, sampler: str, steps: int, seed: int) -> dict[int, Tensor]:
         """Samples of each class, on the CPU."""
-        config, device = self.config.but(sampler=sampler, sampling_steps=steps), pick_device(self.config)
-        process, shape = make_process(config, device), sample_shape(config)
+        config, device = self.config.but(sampler=sampler, sampling_steps=steps), pick_device(self.config.compute)
+        process, shape = make_process(config.diffusion, device, dtype_of(config.compute)), sample_shape(config)
         drawn = {}
         for y, network in self.networks.items():
             noise = generator(config.seed, y, self.round, "steps", seed, device=device)

@@ -44,7 +44,7 @@ def run_extractor(config: RunConfig) -> Extractor | None:
     Raises:
         UserError: as `read_extractor`, or it was trained on images of the test part.
     """
-    extractor = read_extractor(config, pick_device(config))
+    extractor = read_extractor(config, pick_device(config.compute))
     if extractor:
         extractor.check_unseen(torch.cat([load_test(config, y) for y in range(num_classes(config))]))
     return extractor

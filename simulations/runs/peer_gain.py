@@ -8,9 +8,8 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from fedmutual.data.source import load_class
-from fedmutual.device import pick_device
-from fedmutual.diffusion.choose import make_process
-from fedmutual.diffusion.process import Process
+from fedmutual.device import dtype_of, pick_device
+from fedmutual.diffusion import Process, make_process
 from fedmutual.diffusion.sampling import noise_predictor
 from fedmutual.errors import UserError
 from fedmutual.evaluation.membership import TIMES
@@ -37,8 +36,8 @@ def weigh_peers(folder: Path, which: str = "last", on_class: OnClass = lambda y:
         UserError: no run or checkpoint, data that are not here, no held-out samples, or no peers.
     """
     config = run_config(folder)
-    device = pick_device(config)
-    process = make_process(config, device)
+    device = pick_device(config.compute)
+    process = make_process(config.diffusion, device, dtype_of(config.compute))
     round_, networks = class_networks(folder, which, device)
     parts = {y: load_class(config, y) for y in networks}
     if not all(len(part.held_out) for part in parts.values()):
