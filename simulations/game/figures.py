@@ -1,9 +1,10 @@
-"""Figures of `fedmutual game` as inline SVG that takes the colour of its text and axes from the page."""
+"""Drawing: arrays and estimates as inline SVG that takes the colour of its text and axes from the page."""
 
 import io
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from markupsafe import Markup
@@ -19,7 +20,7 @@ from simulations.game.dynamics import Curve, HeatMaps
 INK = "#818283"
 """Stands for the page's text colour until the SVG is written; a colour that no map or line has."""
 
-STYLE = {
+STYLE: dict[Any, Any] = {
     "font.size": 9,
     "svg.fonttype": "none",
     "svg.hashsalt": "fedmutual",
@@ -41,15 +42,6 @@ LEVELS = (("#c8504f", ":"), ("#8f6fc4", "--"), ("#a59a2c", "-."))
 
 
 @dataclass(frozen=True)
-class Picture:
-    """A figure of the report: what it shows, in words, and the drawing."""
-
-    title: str
-    caption: str
-    svg: Markup
-
-
-@dataclass(frozen=True)
 class Band:
     """Means with 95 % intervals, one for each beta."""
 
@@ -66,15 +58,15 @@ def v_curves(
         places = np.arange(len(betas))
         for axis, (title, bands) in zip(axes, panels.items(), strict=False):
             for colour, band in zip(COLOURS, bands, strict=False):
-                mean = np.array([found.mean for found in band.estimates])
-                half = np.array([found.half or 0.0 for found in band.estimates])
+                mean = np.array([estimate.mean for estimate in band.estimates])
+                half = np.array([estimate.half or 0.0 for estimate in band.estimates])
                 axis.plot(places, mean, color=colour, marker="o", markersize=3, label=band.name)
                 axis.fill_between(places, mean - half, mean + half, color=colour, alpha=0.18, linewidth=0)
             for (colour, dashes), (name, level) in zip(LEVELS, levels.get(title, {}).items(), strict=False):
                 axis.axhline(level, color=colour, linestyle=dashes, label=name)
             axis.set_xticks(places, [f"{beta:g}" for beta in betas])
             axis.set(title=title, xlabel="beta", ylabel=unit)
-            means = [[found.mean for found in band.estimates] for band in bands]
+            means = [[estimate.mean for estimate in band.estimates] for band in bands]
             if np.max(means) > 20 * np.min(means):
                 axis.set_yscale("log")
         figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
@@ -178,6 +170,6 @@ def _svg(figure: Figure, label: str) -> Markup:
     text = text[text.index("<svg") :].replace(INK, "currentColor")
     text = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", text, count=1)
     # Never larger than letters of the page's own size.
-    told = rf'\1 role="img" aria-label="{label}" style="max-width: {figure.get_figwidth() * 7.5:.0f}rem"'
-    text = re.sub(r'(<svg[^>]*?) width="[^"]*"', told, text, count=1)
+    attributes = rf'\1 role="img" aria-label="{label}" style="max-width: {figure.get_figwidth() * 7.5:.0f}rem"'
+    text = re.sub(r'(<svg[^>]*?) width="[^"]*"', attributes, text, count=1)
     return Markup(text)
