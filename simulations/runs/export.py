@@ -62,7 +62,7 @@ def export(run: Path, name: str, folder: Path, which: str = "last") -> None:
     """
     config, facts = run_config(run), json.loads((run / "run.json").read_text())
     for setting, known in (("process", ("ddpm",)), ("parametrisation", tuple(PREDICTION))):
-        if (value := getattr(config, setting)) not in known:
+        if (value := getattr(config.diffusion, setting)) not in known:
             needed = " or ".join(known)
             raise UserError(f"diffusers' DDPMPipeline needs {setting} = {needed}, and this run has {setting} = {value}")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
