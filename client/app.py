@@ -24,8 +24,8 @@ from fedmutual.checkpoint import Unwritable, write_atomic
 from fedmutual.config import RunConfig
 from fedmutual.data.fingerprint import FILE, Fingerprint, fingerprint, fingerprints_text, refuse_changed
 from fedmutual.data.source import ClassData, num_classes, open_source
-from fedmutual.device import pick_device
-from fedmutual.diffusion.choose import make_process
+from fedmutual.device import dtype_of, pick_device
+from fedmutual.diffusion import make_process
 from fedmutual.errors import UserError
 from fedmutual.learning.held_out import held_out_loss
 from fedmutual.learning.igd import Diverged, local_steps
@@ -75,9 +75,9 @@ def _train(message: Message, context: Context) -> Message:
     order = unpack_order(message.content)
     config = RunConfig.of(order["settings"], node_settings(context))
     y, attempt, round_ = class_of(context), order["attempt"], order["round"]
-    checkpointed, device = order["checkpointed"], pick_device(config)
+    checkpointed, device = order["checkpointed"], pick_device(config.compute)
     data = own_data(config, y, device)
-    player = Player.start(build(config, tuple(data.train.shape[1:]), y).to(device), config)
+    player = Player.start(build(config, tuple(data.train.shape[1:]), y).to(device), config.optimiser)
     initial = {name: tensor.detach().cpu().clone() for name, tensor in player.network.state_dict().items()}
     limit = norm_limit(initial, config.federation.norm_bound)
     # All that arrived is checked before the store is touched.
@@ -103,7 +103,7 @@ def _train(message: Message, context: Context) -> Message:
 
 def _round(player: Player, data: ClassData, peers: Peers, config: RunConfig, y: int, round_: int) -> Numbers:
     """Take the round's local steps; what they measured."""
-    process = make_process(config, data.train.device)
+    process = make_process(config.diffusion, data.train.device, dtype_of(config.compute))
     started = time.perf_counter()
     steps = local_steps(player, data.train, peers, config, process, y, round_)
     seconds = time.perf_counter() - started
@@ -117,7 +117,9 @@ def _round(player: Player, data: ClassData, peers: Peers, config: RunConfig, y: 
     if config.federation.evaluate_every and round_ % config.federation.evaluate_every == 0 and len(data.held_out):
         shown = copy.deepcopy(player.network)
         shown.load_state_dict(player.published())
-        numbers["held-out-loss"] = held_out_loss(shown, data.held_out, config, process, y)
+        numbers["held-out-loss"] = held_out_loss(
+            shown, data.held_out, config.diffusion, config.compute.autocast, process, config.seed, y
+        )
     if config.federation.share_counts:
         numbers["count"] = len(data.train)
     return numbers
@@ -166,7 +168,7 @@ def own_data(config: RunConfig, y: int, device: torch.device) -> ClassData:
     except UserError as error:
         log(ERROR, "this client's data cannot be used: %s", error)
         raise UserError("this client's data cannot be used: its own log says why") from None
-    dtype = getattr(torch, config.compute.dtype)
+    dtype = dtype_of(config.compute)
     return ClassData(data.train.to(device, dtype), data.held_out.to(device, dtype))
 
 

@@ -15,8 +15,8 @@ from torch import nn
 from client.app import class_of, node_settings, own_data
 from fedmutual.config import RunConfig
 from fedmutual.data.source import num_classes
-from fedmutual.device import pick_device
-from fedmutual.diffusion.choose import make_process
+from fedmutual.device import dtype_of, pick_device
+from fedmutual.diffusion import make_process
 from fedmutual.learning.held_out import held_out_loss
 from fedmutual.learning.igd import local_steps
 from fedmutual.learning.peers import Peers
@@ -34,17 +34,17 @@ def train(message: Message, context: Context) -> Message:
     """
     order = message.content.config_records["config"]
     config = RunConfig.of(json.loads(order["settings"]), node_settings(context))
-    y, round_, device = class_of(context), int(order["server-round"]), pick_device(config)
+    y, round_, device = class_of(context), int(order["server-round"]), pick_device(config.compute)
     data = own_data(config, y, device)
     network = build_conditional(config, tuple(data.train.shape[1:]), num_classes(config.data)).to(device)
     # Only parameters travel: buffers are the same everywhere, and their average would round.
     network.load_state_dict(message.content.array_records["arrays"].to_torch_state_dict(), strict=False)
     own = OfClass(network, y)
-    player = Player.start(own, config)
+    player = Player.start(own, config.optimiser)
     player.step = (round_ - 1) * config.local_steps  # which the learning rate goes by
     if mu := float(order.get("proximal-mu", 0.0)):
         add_proximal_term(network, mu)
-    process = make_process(config, device)
+    process = make_process(config.diffusion, device, dtype_of(config.compute))
     started = time.perf_counter()
     steps = local_steps(player, data.train, Peers(), config, process, y, round_)
     numbers = {
@@ -55,7 +55,9 @@ def train(message: Message, context: Context) -> Message:
         "seconds": time.perf_counter() - started,
     }
     if config.federation.evaluate_every and round_ % config.federation.evaluate_every == 0 and len(data.held_out):
-        numbers["held-out-loss"] = held_out_loss(own, data.held_out, config, process, y)
+        numbers["held-out-loss"] = held_out_loss(
+            own, data.held_out, config.diffusion, config.compute.autocast, process, config.seed, y
+        )
     reply = RecordDict({"arrays": pack_parameters(network), "numbers": MetricRecord(numbers)})
     return Message(reply, reply_to=message)
 

@@ -12,7 +12,7 @@ from flwr.app import ArrayRecord
 from torch import nn
 
 from fedmutual.config import RunConfig
-from fedmutual.learning.player import freeze
+from fedmutual.learning.peers import freeze
 from fedmutual.records import Network, check_values, unpack_network
 
 Key = tuple[str, RunConfig, torch.device]
@@ -45,7 +45,7 @@ class LoadedPeers:
                 continue
             network = copy.deepcopy(own)
             network.load_state_dict(unpack_network(record, initial, limit))
-            self.networks[key] = freeze(network, config)
+            self.networks[key] = freeze(network, config.compute.autocast)
         return [self.networks[key] for key in keys]
 
 

@@ -28,6 +28,7 @@ NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Greater = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Integers = Annotated[str, AfterValidator(_integers)]
 Weight = Literal["one", "t", "exp", "snr", "sigma"]
+Autocast = Literal["none", "bfloat16"]
 Parametrisation = Literal["noise", "score", "velocity"]
 
 UNETS = {
@@ -57,7 +58,7 @@ class Compute(Group):
     title = "Computing"
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: a GPU where there is one")
     dtype: Literal["float32", "float64"] = Field("float32", description="of parameters and arithmetic")
-    autocast: Literal["none", "bfloat16"] = Field(
+    autocast: Autocast = Field(
         "none", description="bfloat16: networks run in it, and peers are held in it; losses and updates in dtype"
     )
 
@@ -151,7 +152,7 @@ class Network(Group):
     @classmethod
     def _sized(cls, settings: Any) -> Any:
         """A named U-Net sets what makes its size; another size beside the name is refused, a default is not."""
-        size = UNETS.get(settings.get("network"), {}) if isinstance(settings, dict) else {}
+        size = UNETS.get(str(settings.get("network")), {}) if isinstance(settings, dict) else {}
         for key, value in size.items():
             given = str(settings.get(key, value))
             if given not in (str(value), str(cls.model_fields[key].default)):
@@ -418,6 +419,6 @@ def _one_line(error: ValidationError) -> str:
     first = error.errors()[0]
     reason = first["msg"].removeprefix("Value error, ")
     reason = reason[:1].lower() + reason[1:]
-    key = str(first["loc"][-1]) if first["loc"] else ""
-    of_setting = key in _PLACES and (key not in _GROUPS or len(first["loc"]) > 1)  # `data` is a group and a setting
-    return f"setting {key} = {first['input']!r}: {reason}" if of_setting else reason
+    place = first["loc"]  # (group, key), (key,) of the run's own, or that of a check of several settings
+    one = len(place) == 2 or (len(place) == 1 and place[0] not in _GROUPS)
+    return f"setting {place[-1]} = {first['input']!r}: {reason}" if one else reason

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from fedmutual.config import RunConfig
-from fedmutual.diffusion.choose import make_process
+from fedmutual.device import dtype_of
+from fedmutual.diffusion import make_process
 from fedmutual.networks import build
 from fedmutual.seeds import generator
 from fedmutual.theory.descent import adam, descend, gradient_descent, stable_rate
@@ -38,7 +39,7 @@ GAUSSIANS = {
 
 def game_of(config: RunConfig) -> Game:
     """The federation's game: its clients' samples, fixed noise and frozen features, in Gram form, a batch of one."""
-    process = make_process(config)
+    process = make_process(config.diffusion, dtype=dtype_of(config.compute))
     classes = len(training_counts(config))
     data = [load_class(config, y).train.double() for y in range(classes)]
     frozen = [build(config, tuple(x.shape[1:]), y) for y, x in enumerate(data)]

@@ -9,7 +9,8 @@ from flwr.app import Message, MessageType
 
 from fedmutual.baselines.central_igd import central_igd
 from fedmutual.data.source import ClassData
-from fedmutual.diffusion.choose import make_process
+from fedmutual.device import dtype_of
+from fedmutual.diffusion import make_process
 from fedmutual.learning.igd import local_steps
 from fedmutual.learning.objective import mutual_loss
 from fedmutual.learning.peers import Peers
@@ -32,10 +33,10 @@ def test_one_local_step_with_everyone_equals_simultaneous_igd_in_one_process(sma
 
 def test_beta_zero_equals_isolated_training(small):
     config = small(beta=0.0)
-    isolated, process = {}, make_process(config)
+    isolated, process = {}, make_process(config.diffusion, dtype=dtype_of(config.compute))
     for y in range(10):
         data = load_class(config, y).train
-        player = Player.start(build(config, (1, 8, 8), y), config)
+        player = Player.start(build(config, (1, 8, 8), y), config.optimiser)
         for round_ in (1, 2):
             local_steps(player, data, Peers(), config, process, y, round_)
         isolated[y] = player.published()
@@ -44,8 +45,8 @@ def test_beta_zero_equals_isolated_training(small):
 
 def test_beta_zero_ignores_the_peers_it_is_given(small):
     config = small(beta=0.0)
-    data, process = load_class(config, 0).train, make_process(config)
-    alone, accompanied = (Player.start(build(config, (1, 8, 8), 0), config) for _ in range(2))
+    data, process = load_class(config, 0).train, make_process(config.diffusion)
+    alone, accompanied = (Player.start(build(config, (1, 8, 8), 0), config.optimiser) for _ in range(2))
     local_steps(alone, data, Peers(), config, process, 0, 1)
     local_steps(accompanied, data, Peers([build(config, (1, 8, 8), 1)], [1.0]), config, process, 0, 1)
     assert_same({0: alone.published()}, {0: accompanied.published()})

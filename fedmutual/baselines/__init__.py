@@ -29,7 +29,7 @@ class Trained:
     """What a method ends with.
 
     networks: {class: its network}, or {"shared": one conditional network}; gradient_steps: for each class, on
-    average; facts: what run.json should tell beside.
+    average; facts: what else run.json should hold.
     """
 
     networks: dict[int | str, dict[str, Tensor]]

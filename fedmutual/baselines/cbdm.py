@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from fedmutual.baselines import Data, OnRound, Trained, ignore
 from fedmutual.baselines.pooled import train_conditional
 from fedmutual.config import RunConfig
+from fedmutual.diffusion import make_process
 from fedmutual.learning.batches import Batch
 from fedmutual.learning.conditional import by_sample
 from fedmutual.learning.objective import denoising_loss, mutual_loss
@@ -32,7 +33,7 @@ def cbdm_loss(
 def cbdm(config: RunConfig, data: Data, on_round: OnRound = ignore) -> Trained:
     counts = torch.tensor([len(part.train) for part in data], dtype=torch.float64)
     counts = counts.to(data[0].train.device)
-    horizon = float(config.diffusion.steps) if config.diffusion.process == "ddpm" else config.diffusion.horizon
+    horizon = make_process(config.diffusion).horizon
 
     def loss(network: nn.Module, batch: Batch, labels: Tensor, rng: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
         others = torch.multinomial(counts, len(labels), replacement=True, generator=rng)

@@ -9,20 +9,21 @@ import time
 
 from fedmutual.baselines import Data, OnRound, Trained, ignore
 from fedmutual.config import RunConfig
-from fedmutual.diffusion.choose import make_process
+from fedmutual.device import dtype_of
+from fedmutual.diffusion import make_process
 from fedmutual.learning.held_out import held_out_loss
 from fedmutual.learning.igd import local_steps
-from fedmutual.learning.peers import Peers
-from fedmutual.learning.player import Player, freeze
+from fedmutual.learning.peers import Peers, freeze
+from fedmutual.learning.player import Player
 from fedmutual.networks import build
 
 
 def central_igd(config: RunConfig, data: Data, on_round: OnRound = ignore) -> Trained:
     device, shape = data[0].train.device, tuple(data[0].train.shape[1:])
     each_step = config.but(rounds=config.rounds * config.local_steps, local_steps=1)
-    process = make_process(config, device)
-    players = [Player.start(build(config, shape, y).to(device), each_step) for y in range(len(data))]
-    frozen = [freeze(copy.deepcopy(player.network), config) for player in players]
+    process = make_process(config.diffusion, device, dtype_of(config.compute))
+    players = [Player.start(build(config, shape, y).to(device), config.optimiser) for y in range(len(data))]
+    frozen = [freeze(copy.deepcopy(player.network), config.compute.autocast) for player in players]
     others = [[network for z, network in enumerate(frozen) if z != y] for y in range(len(data))]
     peers = [Peers(rest, [1 / len(rest)] * len(rest)) if config.mutual.beta else Peers() for rest in others]
     seconds = [0.0] * len(data)
@@ -45,7 +46,9 @@ def central_igd(config: RunConfig, data: Data, on_round: OnRound = ignore) -> Tr
                     and len(part.held_out)
                 ):
                     frozen[y].load_state_dict(player.published())
-                    rows[y]["held_out"] = held_out_loss(frozen[y], part.held_out, config, process, y)
+                    rows[y]["held_out"] = held_out_loss(
+                        frozen[y], part.held_out, config.diffusion, config.compute.autocast, process, config.seed, y
+                    )
             seconds = [0.0] * len(data)
             on_round(round_, rows)
     return Trained({y: player.published() for y, player in enumerate(players)}, each_step.rounds)

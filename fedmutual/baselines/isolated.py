@@ -8,7 +8,8 @@ import time
 from fedmutual.baselines import Rows
 from fedmutual.config import RunConfig
 from fedmutual.data import ClassData
-from fedmutual.diffusion.choose import make_process
+from fedmutual.device import dtype_of
+from fedmutual.diffusion import make_process
 from fedmutual.learning.held_out import held_out_loss
 from fedmutual.learning.igd import local_steps
 from fedmutual.learning.peers import Peers
@@ -19,8 +20,8 @@ from fedmutual.networks import build
 def train_alone(config: RunConfig, data: ClassData, y: int) -> tuple[Player, Rows]:
     """Class y's player after all rounds, and its line of each round."""
     device = data.train.device
-    process = make_process(config, device)
-    player = Player.start(build(config, tuple(data.train.shape[1:]), y).to(device), config)
+    process = make_process(config.diffusion, device, dtype_of(config.compute))
+    player = Player.start(build(config, tuple(data.train.shape[1:]), y).to(device), config.optimiser)
     rows = []
     for round_ in range(1, config.rounds + 1):
         began = time.perf_counter()
@@ -32,6 +33,8 @@ def train_alone(config: RunConfig, data: ClassData, y: int) -> tuple[Player, Row
 
 def held_out(config: RunConfig, player: Player, data: ClassData, y: int) -> float:
     """The denoising loss of a player's published network on class y's held-out samples."""
-    network = build(config, tuple(data.train.shape[1:]), y).to(data.train.device)
+    device, compute = data.train.device, config.compute
+    network = build(config, tuple(data.train.shape[1:]), y).to(device)
     network.load_state_dict(player.published())
-    return held_out_loss(network, data.held_out, config, make_process(config, data.train.device), y)
+    process = make_process(config.diffusion, device, dtype_of(compute))
+    return held_out_loss(network, data.held_out, config.diffusion, compute.autocast, process, config.seed, y)

@@ -4,8 +4,8 @@ import torch
 from torch import Tensor, nn
 
 from fedmutual.baselines import Data, OnRound, Trained, ignore
-from fedmutual.config import RunConfig
-from fedmutual.diffusion.choose import make_process
+from fedmutual.config import Parametrisation, RunConfig
+from fedmutual.diffusion import Process
 from fedmutual.learning.objective import denoising_target
 
 
@@ -17,10 +17,10 @@ class Memory(nn.Module):
     (x: [batch, *dims], t: [batch]) -> the noise (x - alpha x_0) / sigma, or its score or velocity, [batch, *dims].
     """
 
-    def __init__(self, samples: Tensor, config: RunConfig):
+    def __init__(self, samples: Tensor, process: Process, parametrisation: Parametrisation):
+        """`process`: its tables on the device and in the dtype of the samples."""
         super().__init__()
-        self.samples, self.parametrisation = samples, config.diffusion.parametrisation
-        self.process = make_process(config, samples.device)
+        self.samples, self.process, self.parametrisation = samples, process, parametrisation
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
         index = torch.searchsorted(self.process.times, t.contiguous())

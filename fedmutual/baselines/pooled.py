@@ -4,9 +4,10 @@ Ho, Jain and Abbeel (2020) with a label. K classes make K times the steps of one
 batch, so that as many samples are seen in all; a class is seen as often as it has samples.
 """
 
-from fedmutual.baselines import Data, OnRound, Trained, ignore
+from fedmutual.baselines import Data, OnRound, Rows, Trained, ignore
 from fedmutual.config import RunConfig
-from fedmutual.diffusion.choose import make_process
+from fedmutual.device import dtype_of
+from fedmutual.diffusion import make_process
 from fedmutual.learning.conditional import Draw, Loss, Pool, by_sample, conditional_steps, denoising
 from fedmutual.learning.held_out import held_out_loss
 from fedmutual.learning.player import Player
@@ -21,17 +22,22 @@ def train_conditional(config: RunConfig, data: Data, draw: Draw, loss: Loss, on_
     """One conditional network trained on `draw` and `loss`; its averaged parameters under the name `shared`."""
     classes, device = len(data), data[0].train.device
     together = config.but(local_steps=classes * config.local_steps)
-    process, pool = make_process(config, device), Pool.of([part.train for part in data])
-    player = Player.start(build_conditional(config, tuple(pool.samples.shape[1:]), classes).to(device), together)
+    process = make_process(config.diffusion, device, dtype_of(config.compute))
+    pool = Pool.of([part.train for part in data])
+    player = Player.start(
+        build_conditional(config, tuple(pool.samples.shape[1:]), classes).to(device), config.optimiser
+    )
     published = build_conditional(config, tuple(pool.samples.shape[1:]), classes).to(device)
     for round_ in range(1, config.rounds + 1):
         conditional_steps(player, pool, draw, loss, together, process, round_)
-        rows = [{"class": y} for y in range(classes)]
+        rows: Rows = [{"class": y} for y in range(classes)]
         if config.federation.evaluate_every and round_ % config.federation.evaluate_every == 0:
             published.load_state_dict(player.published())
             for y, part in enumerate(data):
                 if len(part.held_out):
                     own = OfClass(published, y)
-                    rows[y]["held_out"] = held_out_loss(own, part.held_out, config, process, y)
+                    rows[y]["held_out"] = held_out_loss(
+                        own, part.held_out, config.diffusion, config.compute.autocast, process, config.seed, y
+                    )
         on_round(round_, rows)
     return Trained({"shared": player.published()}, config.rounds * config.local_steps)

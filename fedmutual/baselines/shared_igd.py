@@ -20,7 +20,7 @@ from fedmutual.learning.peers import effective_beta
 
 
 def shared_igd(config: RunConfig, data: Data, on_round: OnRound = ignore) -> Trained:
-    betas = torch.tensor([effective_beta(config, len(part.train)) for part in data]).to(data[0].train)
+    betas = torch.tensor([effective_beta(config.mutual, len(part.train)) for part in data]).to(data[0].train)
 
     def loss(network: nn.Module, batch: Batch, labels: Tensor, rng: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
         output = network(batch.x, batch.t, labels)
@@ -38,4 +38,5 @@ def peer_mean(network: nn.Module, x: Tensor, t: Tensor, labels: Tensor, classes:
     steps = torch.arange(1, classes, device=labels.device)
     others = (labels + steps[:, None]) % classes  # [classes - 1, batch]
     repeated = x.repeat(classes - 1, *[1] * (x.ndim - 1))
-    return network(repeated, t.repeat(classes - 1), others.flatten()).unflatten(0, others.shape).mean(0)
+    outputs: Tensor = network(repeated, t.repeat(classes - 1), others.flatten())
+    return torch.unflatten(outputs, 0, others.shape).mean(0)

@@ -4,10 +4,13 @@ Both processes preserve variance, alpha² + sigma² = 1, so DDPM is the Ornstein
 OU times tau_j = -log alpha_j; a sampler written for one reverses the other.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
+
+from fedmutual.config import Diffusion
 
 
 def expand(scale: Tensor, like: Tensor) -> Tensor:
@@ -38,8 +41,8 @@ class Process:
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> "Process":
         """The same process with its tables on `device` and in `dtype`."""
-        tables = {name: getattr(self, name).to(device, dtype) for name in ("times", "alpha", "sigma")}
-        return replace(self, **tables)
+        times, alpha, sigma = (table.to(device, dtype) for table in (self.times, self.alpha, self.sigma))
+        return replace(self, times=times, alpha=alpha, sigma=sigma)
 
     def nearest(self, share: float) -> int:
         """Index of the training time nearest to `share` of the horizon, t / T."""
@@ -54,7 +57,7 @@ class Process:
         return WEIGHTS[name](self)
 
 
-WEIGHTS = {
+WEIGHTS: dict[str, Callable[[Process], Tensor]] = {
     "one": lambda process: torch.ones_like(process.times),
     "t": lambda process: process.times / process.horizon,
     "exp": lambda process: 1 / process.alpha,
@@ -67,8 +70,10 @@ score or velocity), so weight w on noise is weight w sigma² on the score, and w
 
 
 def ornstein_uhlenbeck(horizon: float = 2.0, stop: float = 1e-3, steps: int = 50) -> Process:
-    """alpha(t) = exp(-t), sigma(t) = sqrt(1 - exp(-2t)) on (stop, horizon], at the right ends of `steps`
-    equal intervals. Source: the paper, section on the forward process."""
+    """alpha(t) = exp(-t), sigma(t) = sqrt(1 - exp(-2t)) at the right ends of `steps` equal parts of (stop, horizon].
+
+    Source: the paper, section on the forward process. The tables are float64 on the CPU, as those of `ddpm` are.
+    """
     times = torch.linspace(stop, horizon, steps + 1, dtype=torch.float64)[1:]
     alpha = torch.exp(-times)
     alpha_stop = float(torch.exp(torch.tensor(-stop, dtype=torch.float64)))
@@ -86,3 +91,12 @@ def ddpm(steps: int = 1000) -> Process:
     times = torch.arange(steps, dtype=torch.float64)
     sigma = torch.sqrt(-torch.expm1(2 * log_alpha))
     return Process("ddpm", times, log_alpha.exp(), sigma, float(steps), 1.0)
+
+
+def make_process(
+    diffusion: Diffusion, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+) -> Process:
+    """The process that the settings ask for, its tables on `device` in `dtype`."""
+    if diffusion.process == "ddpm":
+        return ddpm(diffusion.steps).to(device, dtype)
+    return ornstein_uhlenbeck(diffusion.horizon, diffusion.stop, diffusion.steps).to(device, dtype)

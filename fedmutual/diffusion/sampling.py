@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
+from fedmutual.config import Parametrisation
 from fedmutual.diffusion.process import Process
 
 Predict = Callable[[Tensor, int], Tensor]
@@ -18,7 +19,9 @@ ROWS = 2**20
 """Numbers in one batch of x: a large batch for small samples, and 341 for 32x32 RGB images."""
 
 
-def noise_predictor(network: torch.nn.Module, process: Process, parametrisation: str, clip: bool) -> Predict:
+def noise_predictor(
+    network: torch.nn.Module, process: Process, parametrisation: Parametrisation, clip: bool
+) -> Predict:
     """The network's output as noise: eps = -sigma s for a score network, sigma x + alpha v for one of velocities.
 
     With `clip` made consistent with the clipped x_0.
@@ -26,7 +29,7 @@ def noise_predictor(network: torch.nn.Module, process: Process, parametrisation:
 
     def predict(x: Tensor, index: int) -> Tensor:
         alpha, sigma = process.alpha[index], process.sigma[index]
-        output = network(x, process.times[index].expand(len(x)))
+        output: Tensor = network(x, process.times[index].expand(len(x)))
         if parametrisation == "velocity":
             noise = sigma * x + alpha * output
         else:
@@ -112,7 +115,7 @@ def sample(
     count: int,
     generator: torch.Generator,
     *,
-    parametrisation: str,
+    parametrisation: Parametrisation,
     sampler: str = "ddpm",
     steps: int = 0,
     clip: bool = False,
@@ -124,10 +127,10 @@ def sample(
     """
     network.eval()
     predict = noise_predictor(network, process, parametrisation, clip)
-    options = {"generator": generator, "device": process.alpha.device, "dtype": process.alpha.dtype}
+    device, dtype = process.alpha.device, process.alpha.dtype
     size = max(1, ROWS // torch.Size(shape).numel())
     batches = []
     for start in range(0, count, size):
-        x = torch.randn(min(size, count - start), *shape, **options)
+        x = torch.randn(min(size, count - start), *shape, generator=generator, device=device, dtype=dtype)
         batches.append(SAMPLERS[sampler](predict, process, x, steps or len(process), generator))
-    return torch.cat(batches) if batches else torch.empty(0, *shape, dtype=process.alpha.dtype)
+    return torch.cat(batches) if batches else torch.empty(0, *shape, dtype=dtype)

@@ -92,14 +92,16 @@ def conditional_steps(
         raise UserError("one network for all classes needs draws of its own at each step: set -s draws=fresh")
     device = pool.samples.device
     rng = generator(config.seed, "all", round_, "steps", device=device)
-    parameters, measured = list(player.network.parameters()), []
+    parameters, measured = tuple(player.network.parameters()), []
+    batch_size, total_steps = config.optimiser.batch, config.rounds * config.local_steps
     player.network.train()
     with torch.random.fork_rng(devices=[device] if pool.samples.is_cuda else []):
         torch.manual_seed(derive(config.seed, "all", round_, "dropout"))
-        for first, steps in blocks(config, pool.samples[0].numel()):
-            rows = draw(pool, first, steps, config.optimiser.batch, rng)
+        for first, steps in blocks(config.local_steps, batch_size, pool.samples[0].numel()):
+            rows = draw(pool, first, steps, batch_size, rng)
             batches = noised(pool.samples[rows], Peers(), process, config, rng)
-            for batch, labels in zip(batches, pool.labels[rows].split(config.optimiser.batch), strict=True):
+            for batch, labels in zip(batches, pool.labels[rows].split(batch_size), strict=True):
                 whole, own, other = loss(player.network, batch, labels, rng)
-                measured.append((own, other, descend(player, parameters, whole, config)))
+                norm = descend(player, parameters, whole, config.optimiser, total_steps)
+                measured.append((own, other, norm))
     return means(measured, f"all classes, round {round_}")

@@ -3,11 +3,10 @@
 import torch
 from torch import Tensor, nn
 
-from fedmutual.config import RunConfig
+from fedmutual.config import Autocast, Diffusion
 from fedmutual.diffusion import Process
-from fedmutual.learning.batches import _batch
-from fedmutual.learning.objective import denoising_loss
-from fedmutual.learning.peers import Peers
+from fedmutual.diffusion.process import expand
+from fedmutual.learning.objective import denoising_loss, denoising_target
 from fedmutual.learning.player import predict
 from fedmutual.seeds import generator
 
@@ -15,18 +14,28 @@ HELD_OUT_TIMES = 10
 
 
 @torch.no_grad()
-def held_out_loss(network: nn.Module, data: Tensor, config: RunConfig, process: Process, y: int) -> float:
-    """The denoising loss on samples kept from training, each at `HELD_OUT_TIMES` times spread over the process.
+def held_out_loss(
+    network: nn.Module,
+    data: Tensor,
+    diffusion: Diffusion,
+    autocast: Autocast,
+    process: Process,
+    seed: int,
+    y: int,
+) -> float:
+    """The denoising loss on `data: [n, *dims]`, each sample at `HELD_OUT_TIMES` times spread over the process.
 
     The draws are the same in every round, (seed, y, 0, "held-out"), so that rounds compare.
     """
     network.eval()
     times = torch.linspace(0, len(process) - 1, HELD_OUT_TIMES, device=data.device).round().long()
-    rng = generator(config.seed, y, 0, "held-out", device=data.device)
+    rng = generator(seed, y, 0, "held-out", device=data.device)
     noise = torch.randn(HELD_OUT_TIMES, *data.shape, dtype=data.dtype, device=data.device, generator=rng)
     losses = []
-    for index, xi in zip(times, noise, strict=True):
-        batch = _batch(data, index.expand(len(data)), xi, Peers(), process, config)
-        output = predict(network, batch.x, batch.t, config.compute.autocast == "bfloat16")
-        losses.append(denoising_loss(output, batch.target, batch.denoising).mean())
+    for j, xi in zip(times, noise, strict=True):
+        index = j.expand(len(data))
+        alpha, sigma = expand(process.alpha[index], data), expand(process.sigma[index], data)
+        target = denoising_target(diffusion.parametrisation, data, xi, alpha, sigma)
+        output = predict(network, process.noised(data, index, xi), process.times[index], autocast)
+        losses.append(denoising_loss(output, target, process.weight(diffusion.lambda_weight)[index]).mean())
     return float(torch.stack(losses).mean())

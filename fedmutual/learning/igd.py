@@ -16,7 +16,7 @@ from torch import Tensor
 from fedmutual.config import RunConfig
 from fedmutual.diffusion import Process
 from fedmutual.errors import UserError
-from fedmutual.learning.batches import Batch, _fixed, _fresh
+from fedmutual.learning.batches import Batch, fixed, fresh
 from fedmutual.learning.objective import denoising_loss, mutual_loss
 from fedmutual.learning.peers import Peers, draw_for_steps, effective_beta
 from fedmutual.learning.player import Player, descend, predict
@@ -31,7 +31,10 @@ class Diverged(RuntimeError):
 
 @dataclass(frozen=True)
 class Steps:
-    """What a call of `local_steps` measured: means over its steps, each of them before the update."""
+    """What a call of `local_steps` measured: means over its steps, each of them before the update.
+
+    loss: L_y; mutual: M_y, without beta_y; gradient_norm: of the gradient of both, before clipping.
+    """
 
     loss: float
     mutual: float
@@ -58,16 +61,15 @@ def local_steps(
     """
     if not config.local_steps:
         raise UserError(NO_STEPS)
-    beta = effective_beta(config, len(data))
+    beta = effective_beta(config.mutual, len(data))
     if config.optimiser.draws == "fixed":
-        batches = _fixed(data, peers, process, config, generator(config.seed, y, 0, "noise", device=data.device))
+        batches = fixed(data, peers, process, config, generator(config.seed, y, 0, "noise", device=data.device))
     else:
         rng = generator(config.seed, y, round_, "steps", device=data.device)
         chance = generator(config.seed, y, round_, "peer-steps")
         shares = draw_for_steps(peers.weights, config.mutual.peers_per_step, config.local_steps, chance)
-        batches = _fresh(data, peers, process, config, rng, shares)
-    parameters = list(player.network.parameters())
-    measured = []
+        batches = fresh(data, peers, shares, process, config, rng)
+    parameters, measured = tuple(player.network.parameters()), []
     player.network.train()
     with torch.random.fork_rng(devices=[data.device] if data.is_cuda else []):
         torch.manual_seed(derive(config.seed, y, round_, "dropout"))
@@ -89,11 +91,13 @@ def means(measured: Sequence[tuple[Tensor, Tensor, Tensor]], where: str) -> Step
     return Steps(float(loss.mean()), float(mutual.mean()), float(norm.mean()))
 
 
-def _step(player: Player, parameters: list[Tensor], batch: Batch, beta: float, config: RunConfig) -> tuple[Tensor, ...]:
+def _step(
+    player: Player, parameters: tuple[Tensor, ...], batch: Batch, beta: float, config: RunConfig
+) -> tuple[Tensor, Tensor, Tensor]:
     """One update; returns (denoising loss, mutual loss, gradient norm before clipping) as scalars on the device."""
-    output = predict(player.network, batch.x, batch.t, config.compute.autocast == "bfloat16")
+    output = predict(player.network, batch.x, batch.t, config.compute.autocast)
     own = denoising_loss(output, batch.target, batch.denoising).mean()
-    alone = batch.peer_mean is None
-    pull = own.new_zeros(()) if alone else mutual_loss(output, batch.peer_mean, batch.mutual).mean()
-    norm = descend(player, parameters, own + beta * pull, config)
+    mean = batch.peer_mean
+    pull = own.new_zeros(()) if mean is None else mutual_loss(output, mean, batch.mutual).mean()
+    norm = descend(player, parameters, own + beta * pull, config.optimiser, config.rounds * config.local_steps)
     return own.detach(), pull.detach(), norm

@@ -7,12 +7,17 @@ in both terms and moves no minimiser.
 
 from torch import Tensor
 
+from fedmutual.config import Parametrisation
 
-def denoising_target(parametrisation: str, x0: Tensor, noise: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+
+def denoising_target(
+    parametrisation: Parametrisation, x0: Tensor, noise: Tensor, alpha: Tensor, sigma: Tensor
+) -> Tensor:
     """What the network should put out for x_t = alpha x_0 + sigma xi.
 
     The noise xi, the score -xi / sigma, or the velocity alpha xi - sigma x_0 (Salimans and Ho 2022), of which an
     error e is one of sigma e in x_0 and alpha e in xi: where nearly all is noise, xi is x_t but for little.
+    x0, noise: [batch, *dims]; alpha, sigma broadcast against them.
     """
     if parametrisation == "velocity":
         return alpha * noise - sigma * x0

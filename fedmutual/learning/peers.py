@@ -1,4 +1,4 @@
-"""Q: whom a class learns from, and how the peers of one round are drawn."""
+"""Whom a class learns from: Q, its draws for rounds and steps, the peers' frozen networks, and beta_y."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from fedmutual.config import RunConfig
+from fedmutual.config import Autocast, Mutual
 from fedmutual.learning.player import predict
 from fedmutual.seeds import generator
 
@@ -55,9 +55,6 @@ def draw_for_steps(weights: Sequence[float], count: int, steps: int, rng: torch.
     return torch.zeros(steps, len(q), dtype=torch.float64).scatter_add_(1, drawn, torch.full_like(points, 1 / count))
 
 
-BLOCK = 2**18
-"""Numbers of x_t drawn, and shown to the peers, at once: 128 steps of batch 32 on 8x8 images."""
-
 PASS = 2**16
 """Numbers that go through a peer at once on a CPU: a U-Net's activations for more fall out of the cache."""
 
@@ -74,18 +71,18 @@ class Peers:
     shares: Tensor | None = None
 
     @torch.no_grad()
-    def mean(self, x: Tensor, t: Tensor, autocast: bool = False) -> Tensor | None:
-        """E_Q s_{y'}(x, t), the shape of `x: [rows, *dims]`; None when there are no peers.
+    def mean(self, x: Tensor, t: Tensor, autocast: Autocast = "none") -> Tensor | None:
+        """E_Q s_{y'}(x, t), the shape of `x: [rows, *dims]`, for `t: [rows]`; None when there are no peers.
 
         With `shares` the rows are those of their steps in turn, and a peer runs on the rows of the steps in which
-        it has a share.
+        it has a share. A GPU takes all of a peer's rows at once, a CPU `PASS` numbers.
         """
         if not self.networks:
             return None
         shares = torch.tensor([self.weights], dtype=torch.float64) if self.shares is None else self.shares
         size, total = len(x) // len(shares), torch.zeros_like(x)
         parts = [(x[row : row + size], t[row : row + size], total[row : row + size]) for row in range(0, len(x), size)]
-        at_once = max(1, (PASS if x.device.type == "cpu" else BLOCK) // (size * x[0].numel()))
+        at_once = max(1, PASS // (size * x[0].numel())) if x.device.type == "cpu" else len(parts)
         for network, weights in zip(self.networks, shares.T.tolist(), strict=True):
             drawn = [(weight, *part) for weight, part in zip(weights, parts, strict=True) if weight]
             for start in range(0, len(drawn), at_once):
@@ -95,8 +92,20 @@ class Peers:
         return total
 
 
-def effective_beta(config: RunConfig, count: int) -> float:
-    """beta_y by the rule: beta, or beta r / (r + n_y), which spares a class with many samples its peers' pull."""
-    if config.mutual.rule == "constant":
-        return config.mutual.beta
-    return config.mutual.beta * config.mutual.scarcity / (config.mutual.scarcity + count)
+def freeze(network: nn.Module, autocast: Autocast) -> nn.Module:
+    """`network` as a peer, in place: evaluation mode, no gradients, parameters in the type that it runs in."""
+    network.eval().requires_grad_(False)
+    if autocast == "bfloat16":
+        for parameter in network.parameters():
+            parameter.data = parameter.data.to(torch.bfloat16)
+    return network
+
+
+def effective_beta(mutual: Mutual, count: int) -> float:
+    """beta_y of a class of `count` samples by the rule: beta, or beta r / (r + n_y).
+
+    The scarcity rule spares a class with many samples its peers' pull.
+    """
+    if mutual.rule == "constant":
+        return mutual.beta
+    return mutual.beta * mutual.scarcity / (mutual.scarcity + count)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from fedmutual.config import RunConfig
+from fedmutual.config import Autocast, Optimiser
 
 
 @dataclass
@@ -19,13 +19,15 @@ class Player:
     step: int = 0
 
     @classmethod
-    def start(cls, network: nn.Module, config: RunConfig) -> "Player":
+    def start(cls, network: nn.Module, optimiser: Optimiser) -> "Player":
+        """A player before its first step: the average is the network as it is."""
         parameters = list(network.parameters())
-        options = {"lr": config.optimiser.learning_rate, "weight_decay": config.optimiser.weight_decay}
-        if config.optimiser.name == "adam":
-            optimizer = torch.optim.AdamW(parameters, fused=True, **options)  # Adam where nothing decays
+        rate, decay = optimiser.learning_rate, optimiser.weight_decay
+        optimizer: torch.optim.Optimizer
+        if optimiser.name == "adam":
+            optimizer = torch.optim.AdamW(parameters, lr=rate, weight_decay=decay, fused=True)  # Adam without a decay
         else:
-            optimizer = torch.optim.SGD(parameters, **options)
+            optimizer = torch.optim.SGD(parameters, lr=rate, weight_decay=decay)
         return cls(network, optimizer, [parameter.detach().clone() for parameter in parameters])
 
     def published(self) -> dict[str, Tensor]:
@@ -34,42 +36,42 @@ class Player:
         return {**self.network.state_dict(), **dict(zip(names, self.average, strict=True))}
 
 
-def predict(network: nn.Module, x: Tensor, t: Tensor, autocast: bool) -> Tensor:
-    """s(x, t) in the dtype of `x: [batch, *dims]`, worked out in bfloat16 under `autocast`."""
-    with torch.autocast(x.device.type, torch.bfloat16, enabled=autocast):
-        return network(x, t).to(x.dtype)
+def predict(network: nn.Module, x: Tensor, t: Tensor, autocast: Autocast) -> Tensor:
+    """s(x, t) in the dtype of `x: [batch, *dims]`, `t: [batch]`; worked out in the type that `autocast` names."""
+    with torch.autocast(x.device.type, torch.bfloat16, enabled=autocast == "bfloat16"):
+        output: Tensor = network(x, t)
+        return output.to(x.dtype)
 
 
-def freeze(network: nn.Module, config: RunConfig) -> nn.Module:
-    """`network` as a peer, in place: evaluation mode, no gradients, parameters in the type that it runs in."""
-    network.eval().requires_grad_(False)
-    if config.compute.autocast == "bfloat16":
-        for parameter in network.parameters():
-            parameter.data = parameter.data.to(torch.bfloat16)
-    return network
+def learning_rate(optimiser: Optimiser, step: int, total_steps: int) -> float:
+    """eta at a step counted from 0 over all `total_steps` of the run.
 
-
-def learning_rate(config: RunConfig, step: int) -> float:
-    """eta at a step counted from 0 over the whole run: linear warm-up, then constant or a half cosine to 0."""
-    rate = config.optimiser.learning_rate * min(1.0, (step + 1) / max(1, config.optimiser.warmup))
-    if config.optimiser.schedule == "cosine":
-        rate *= (1 + math.cos(math.pi * step / (config.rounds * config.local_steps))) / 2
+    Linear warm-up, then constant or a half cosine, (1 + cos(pi step / total_steps)) / 2, that ends at 0.
+    """
+    rate = optimiser.learning_rate * min(1.0, (step + 1) / max(1, optimiser.warmup))
+    if optimiser.schedule == "cosine":
+        rate *= (1 + math.cos(math.pi * step / total_steps)) / 2
     return rate
 
 
-def descend(player: Player, parameters: list[Tensor], loss: Tensor, config: RunConfig) -> Tensor:
-    """One update of the player along the gradient of `loss`: clip, optimiser, average; the norm before clipping."""
+def descend(
+    player: Player, parameters: tuple[Tensor, ...], loss: Tensor, optimiser: Optimiser, total_steps: int
+) -> Tensor:
+    """One update of the player along the gradient of `loss`, a scalar: clip, optimiser step, average.
+
+    Returns the gradient's norm before clipping, a scalar on the device.
+    """
     player.optimizer.zero_grad()
     loss.backward()
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
     norm = nn.utils.get_total_norm(gradients)
-    if config.optimiser.clip:
-        nn.utils.clip_grads_with_norm_(parameters, config.optimiser.clip, norm)
+    if optimiser.clip:
+        nn.utils.clip_grads_with_norm_(parameters, optimiser.clip, norm)
     for group in player.optimizer.param_groups:
-        group["lr"] = learning_rate(config, player.step)
+        group["lr"] = learning_rate(optimiser, player.step, total_steps)
     player.optimizer.step()
     # A young average forgets its random start quickly, as in diffusers' EMAModel.
-    decay = min(config.optimiser.ema, (1 + player.step) / (10 + player.step))
+    decay = min(optimiser.ema, (1 + player.step) / (10 + player.step))
     with torch.no_grad():
         torch._foreach_lerp_(player.average, parameters, 1 - decay)
     player.step += 1

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from fedmutual.config import RunConfig
+from fedmutual.device import dtype_of
+from fedmutual.diffusion.process import make_process
 from fedmutual.networks.mlp import MLP
 from fedmutual.networks.random_features import RandomFeatures
 from fedmutual.seeds import derive
@@ -38,20 +40,21 @@ def build_conditional(config: RunConfig, shape: tuple[int, ...], classes: int) -
 
 
 def _build(config: RunConfig, shape: tuple[int, ...], whose: int | str, classes: int) -> nn.Module:
-    horizon = float(config.diffusion.steps) if config.diffusion.process == "ddpm" else config.diffusion.horizon
+    settings, horizon = config.network, make_process(config.diffusion).horizon
+    network: nn.Module
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive(config.seed, whose, 0, "network"))
-        if config.network.kind == "mlp":
-            network = MLP(shape, config.network.width, config.network.depth, horizon, classes)
-        elif config.network.kind == "random-features":
-            network = RandomFeatures(shape, config.network.width, horizon, classes)
+        if settings.kind == "mlp":
+            network = MLP(shape, settings.width, settings.depth, horizon, classes)
+        elif settings.kind == "random-features":
+            network = RandomFeatures(shape, settings.width, horizon, classes)
         else:
             from fedmutual.networks.unet import UNet  # diffusers takes seconds to import
 
             # DDPM's time is diffusers' timestep already; OU time is stretched over the same range.
             time_scale = 1.0 if config.diffusion.process == "ddpm" else 1000 / horizon
-            network = UNet(shape, config, time_scale, classes)
-    return network.to(getattr(torch, config.compute.dtype))
+            network = UNet(shape, settings, time_scale, classes)
+    return network.to(dtype_of(config.compute))
 
 
 class OfClass(nn.Module):
@@ -62,4 +65,5 @@ class OfClass(nn.Module):
         self.network, self.y = network, y
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
-        return self.network(x, t, torch.full((len(x),), self.y, device=x.device))
+        output: Tensor = self.network(x, t, torch.full((len(x),), self.y, device=x.device))
+        return output

@@ -13,6 +13,8 @@ class MLP(nn.Module):
     SiLU layers of `width` units; layers after the first are residual.
     """
 
+    rates: Tensor  # [frequencies]
+
     def __init__(
         self,
         shape: tuple[int, ...],
@@ -37,4 +39,5 @@ class MLP(nn.Module):
         h = nn.functional.silu(h if self.labels is None else h + self.labels(y))
         for layer in self.hidden:
             h = h + nn.functional.silu(layer(h))
-        return self.outer(h).view_as(x)
+        output: Tensor = self.outer(h)
+        return output.view_as(x)

@@ -15,6 +15,9 @@ class RandomFeatures(nn.Module):
     x: [batch, *dims], t: [batch], with `classes` y: [batch] -> [batch, *dims].
     """
 
+    W: Tensor
+    U: Tensor
+
     def __init__(self, shape: tuple[int, ...], features: int, horizon: float, classes: int = 0):
         super().__init__()
         size = math.prod(shape)
@@ -26,7 +29,7 @@ class RandomFeatures(nn.Module):
     def features(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
         """ReLU(W x + U e(t)) / m: [batch, m] for `x: [batch, *dims]`, `t: [batch]`."""
         embedding = torch.stack([t / self.horizon, torch.ones_like(t)], dim=1)
-        if self.classes:
+        if y is not None:
             embedding = torch.cat([embedding, nn.functional.one_hot(y, self.classes).to(embedding)], dim=1)
         hidden = torch.relu(x.flatten(1) @ self.W.T + embedding @ self.U.T)
         return hidden / self.W.shape[0]

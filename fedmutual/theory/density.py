@@ -123,8 +123,7 @@ class Divergence:
 
 
 def divergence(score: Score, truths: list[Mixture], grid: Grid, start: Start | None = None) -> Divergence:
-    """KL of each class's generated density from the truth; the last batch dimension of `score` is the
-    class."""
+    """KL of each class's generated density from the truth; the last batch dimension of `score` is the class."""
     values = []
     for level in (grid, grid.refined()):
         truth = torch.stack([mixture.log_density(level.centres[:, None]).exp() for mixture in truths])

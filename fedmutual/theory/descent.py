@@ -23,8 +23,7 @@ class Path:
     """What a run leaves behind.
 
     last, best: [*batch, K, d, m], the final iterate and, for each game, the published one with the smallest
-    max_y ||gradient_y||, which is the output of Algorithm 1. profiles: {round: iterate} at the rounds asked
-    for.
+    max_y ||gradient_y||, which is the output of Algorithm 1. profiles: {round: iterate} at the rounds of `record`.
     """
 
     last: Tensor
@@ -42,8 +41,13 @@ def gradient_descent(rate: float | Tensor) -> Optimiser:
 
 
 def adam(rate: float, decay: tuple[float, float] = (0.9, 0.999), epsilon: float = 1e-8) -> Optimiser:
-    """Adam (Kingma and Ba, 2015), the same arithmetic as torch.optim.Adam; each parameter keeps its own
-    state."""
+    """Adam (Kingma and Ba, 2015); each parameter of each game keeps its own state.
+
+    m <- b1 m + (1 - b1) g,  v <- b2 v + (1 - b2) g²,  A <- A - rate (m / (1 - b1^k)) / (sqrt(v / (1 - b2^k)) + epsilon)
+
+    Not torch.optim.Adam, whose step takes 2.5 times as long on 300 small games (130 against 52 microseconds on one
+    thread) and rounds sqrt(v / (1 - b2^k)) otherwise: the two agree to 3e-16, not bit for bit.
+    """
     state: dict[str, Tensor] = {}
     count = 0
 
@@ -61,9 +65,8 @@ def adam(rate: float, decay: tuple[float, float] = (0.9, 0.999), epsilon: float 
 
 
 def stable_rate(game: Game) -> Tensor:
-    """1 / ||Jacobian||_2 of each game, [*batch, 1, 1, 1]: gradient descent at this rate is stable where beta
-    is small."""
-    norm = torch.linalg.matrix_norm(game.jacobian, 2) * 2 / game.dimension
+    """1 / ||Jacobian||_2 of each game, [*batch, 1, 1, 1]: gradient descent is stable at it where beta is small."""
+    norm: Tensor = torch.linalg.matrix_norm(game.jacobian, 2) * 2 / game.dimension
     return (1 / norm)[..., None, None, None]
 
 

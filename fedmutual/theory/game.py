@@ -59,7 +59,7 @@ class Game:
     ridge: Tensor
     bound: float = math.inf
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         classes = self.moments.own.shape[-3]
         if self.Q.shape[-2:] != (classes, classes) or self.beta.shape[-1] != classes:
             raise ValueError(f"beta and Q must be for {classes} classes")
@@ -97,8 +97,7 @@ class Game:
 
     @cached_property
     def jacobian(self) -> Tensor:
-        """J = blockdiag(H_y) - K: [*batch, K m, K m]; the players' gradients are (2/d) (J a + c) coordinate
-        by coordinate."""
+        """J = blockdiag(H_y) - K: [*batch, K m, K m]; in each coordinate the players' gradients are (2/d) (J a + c)."""
         classes = self.hessian.shape[-3]
         here = torch.eye(classes, dtype=self.hessian.dtype)
         diagonal = here[:, None, :, None] * self.hessian[..., :, :, None, :]
@@ -117,8 +116,7 @@ class Game:
         return minimise_quadratic(self.hessian, self.pull(A) - self.moments.target, self.bound)
 
     def nash_gap(self, A: Tensor) -> Tensor:
-        """[*batch]: max_y [ objective_y(A_y, A_-y) - min_A objective_y(A, A_-y) ]; zero at an equilibrium
-        only."""
+        """max_y [ objective_y(A_y, A_-y) - min_A objective_y(A, A_-y) ], [*batch]; zero at an equilibrium only."""
         linear = self.pull(A) - self.moments.target
         best = minimise_quadratic(self.hessian, linear, self.bound)
         step = A - best
@@ -159,8 +157,7 @@ class Game:
         return solution
 
     def _solve_projected(self, tolerance: float = 1e-12, limit: int = 20_000) -> Tensor:
-        """Best responses, averaged with the last profile so that rotation dies out; finished games stand
-        still."""
+        """Best responses, averaged with the last profile so that rotation dies out; finished games stand still."""
         A = self.best_response(self.untrained)
         for _ in range(limit):
             move = self.best_response(A) - A
@@ -171,18 +168,18 @@ class Game:
         raise ValueError(f"best responses did not settle within {limit} iterations: the game may not be monotone")
 
     def smallest_eigenvalue(self) -> Tensor:
-        """[*batch]: of the symmetric part of the game's Jacobian; positive = strongly monotone, one
-        equilibrium."""
+        """Of the symmetric part of the game's Jacobian, [*batch]; positive: strongly monotone, so one equilibrium."""
         symmetric = (self.jacobian + self.jacobian.mT) / 2
-        return 2 / self.dimension * torch.linalg.eigvalsh(symmetric)[..., 0]
+        eigenvalues: Tensor = torch.linalg.eigvalsh(symmetric)
+        return 2 / self.dimension * eigenvalues[..., 0]
 
     def spectral_radius(self) -> Tensor:
-        """[*batch]: of best-response iteration A <- best_response(A); below 1 it converges to the
-        equilibrium."""
+        """Of best-response iteration A <- best_response(A), [*batch]; below 1 it converges to the equilibrium."""
         classes, features = self.hessian.shape[-3], self.hessian.shape[-1]
-        coupling = self.coupling.unflatten(-2, (classes, features))
+        coupling = torch.unflatten(self.coupling, -2, (classes, features))
         response = torch.linalg.solve(self.hessian, coupling).flatten(-3, -2)
-        return torch.linalg.eigvals(response).abs().amax(-1)
+        eigenvalues: Tensor = torch.linalg.eigvals(response)
+        return eigenvalues.abs().amax(-1)
 
     def with_beta(self, beta: Tensor) -> "Game":
         """The same game at another beta, `[*batch, K]`."""
@@ -196,7 +193,7 @@ def stack(A: Tensor) -> Tensor:
 
 def unstack(a: Tensor, classes: int) -> Tensor:
     """[*batch, d, K m] -> [*batch, K, d, m]: the inverse of `stack`."""
-    return a.unflatten(-1, (classes, -1)).movedim(-2, -3)
+    return torch.unflatten(a, -1, (classes, -1)).movedim(-2, -3)
 
 
 def minimise_quadratic(hessian: Tensor, linear: Tensor, bound: float = math.inf) -> Tensor:
@@ -208,10 +205,11 @@ def minimise_quadratic(hessian: Tensor, linear: Tensor, bound: float = math.inf)
     1983).
     """
     if math.isinf(bound):
-        return torch.linalg.solve(hessian, linear, left=False)
+        solution: Tensor = torch.linalg.solve(hessian, linear, left=False)
+        return solution
     values, vectors = torch.linalg.eigh(hessian)
     values = values.clamp(min=values[..., -1:] * torch.finfo(values.dtype).eps)[..., None, :]
-    rotated = linear @ vectors
+    rotated: Tensor = linear @ vectors
     mu = torch.zeros_like(rotated[..., :1, :1])
     for _ in range(100):
         scaled = rotated / (values + mu)
@@ -221,12 +219,12 @@ def minimise_quadratic(hessian: Tensor, linear: Tensor, bound: float = math.inf)
         mu = mu + step
         if (step <= 1e-15 * mu).all():
             break
-    return rotated / (values + mu) @ vectors.mT
+    minimum: Tensor = rotated / (values + mu) @ vectors.mT
+    return minimum
 
 
 def _krylov(inverse: Tensor, coupling: Tensor, start: Tensor, tolerance: float) -> Tensor:
-    """One game, `start: [K, d, m]`: solves a - H^-1 K a = start coordinate by coordinate without forming
-    J."""
+    """One game, `start: [K, d, m]`: solves a - H^-1 K a = start coordinate by coordinate, without forming J."""
     classes, dimension, features = start.shape
 
     def apply(flat: np.ndarray) -> np.ndarray:

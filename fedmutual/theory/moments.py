@@ -35,8 +35,7 @@ class Players:
         horizon: float,
         shared: bool = False,
     ) -> "Players":
-        """W and U uniform on [-1, 1], for each (seed, class) from its own generator; `shared`: class 0's for
-        all."""
+        """W and U uniform on [-1, 1], each from (seed, class, "features"); `shared`: class 0's for all."""
         tables = [[_uniform(seed, 0 if shared else y, features, dimension) for y in range(classes)] for seed in seeds]
         drawn = torch.stack([torch.stack(row) for row in tables])
         return cls(drawn[..., :dimension], drawn[..., dimension:], horizon)
@@ -50,8 +49,10 @@ class Players:
         return Players(self.W[..., y : y + 1, :, :], self.U[..., y : y + 1, :, :], self.horizon)
 
     def features(self, x: Tensor, t: float | Tensor) -> Tensor:
-        """phi_y(x, t) of every class at the points `x: [*batch, 1 or K, n, d]` and one time: [*batch, K, n,
-        m]."""
+        """phi_y(x, t) of every class at the points `x: [*batch, 1 or K, n, d]` and one time.
+
+        Returns [*batch, K, n, m].
+        """
         bias = self.U[..., 0] * (t / self.horizon) + self.U[..., 1]
         return torch.relu(x @ self.W.mT + bias[..., None, :]) / self.W.shape[-2]
 
@@ -68,8 +69,7 @@ def _uniform(seed: int, y: int, features: int, dimension: int) -> Tensor:
 
 @dataclass(frozen=True)
 class Sample:
-    """One class's private data and the one noise draw for each (time, sample) that makes its loss a fixed
-    number.
+    """One class's private data, and the one draw of noise for each (time, sample) that makes its loss a fixed number.
 
     x0: [*batch, n, d]; noise: [*batch, N, n, d], N the number of training times.
     """
@@ -86,8 +86,7 @@ class Sample:
         return Sample(self.x0[..., index, :], self.noise[..., index, :])
 
     def at(self, process: Process, j: int) -> tuple[Tensor, Tensor]:
-        """x_t and the regression target -(grad log p(x_t | x_0)) = xi / sigma at training time j, [*batch, n,
-        d]."""
+        """x_t and the regression target -grad log p(x_t | x_0) = xi / sigma at time j, both [*batch, n, d]."""
         noise = self.noise[..., j, :, :]
         return process.alpha[j] * self.x0 + process.sigma[j] * noise, noise / process.sigma[j]
 
@@ -113,7 +112,7 @@ def class_moments(
 
     own_weight, mutual_weight: lambda and omega at the training times, [N].
     """
-    own, target, cross = 0, 0, 0
+    own = target = cross = sample.x0.new_zeros(())
     # One time after the other, because the features of all times at once would not fit for many classes.
     for j, t in enumerate(process.times):
         x, aim = sample.at(process, j)
@@ -124,7 +123,7 @@ def class_moments(
         stacked = everyone.movedim(-3, -2).flatten(-2)  # [*batch, n, K m]
         cross = cross + mutual_weight[j] * mine.mT @ stacked
     scale = 1 / (len(process) * sample.count)
-    cross = cross.unflatten(-1, (players.classes, -1))
+    cross = torch.unflatten(cross, -1, (players.classes, -1))
     return own * scale, target * scale, cross * scale
 
 
@@ -138,9 +137,8 @@ def moments(
 
 
 def denoising_losses(players: Players, A: Tensor, y: int, sample: Sample, process: Process, weight: Tensor) -> Tensor:
-    """L_y sample by sample: mean_j lambda_j (1/d) ||s_y(x_t) + xi / sigma||², [*batch, n]; A: [*batch, d,
-    m]."""
-    network, total = players.only(y), 0
+    """L_y sample by sample: mean_j lambda_j (1/d) ||s_y(x_t) + xi / sigma||², [*batch, n]; A: [*batch, d, m]."""
+    network, total = players.only(y), sample.x0.new_zeros(())
     for j, t in enumerate(process.times):
         x, aim = sample.at(process, j)
         residual = (network.score(A[..., None, :, :], x[..., None, :, :], t)).squeeze(-3) + aim
@@ -155,7 +153,7 @@ def mutual_losses(
 
     It differs from E_{z ~ Q_y} ||s_y - s_z||² by the peers' variance, which does not depend on player y.
     """
-    total = 0
+    total = sample.x0.new_zeros(())
     for j, t in enumerate(process.times):
         x, _ = sample.at(process, j)
         scores = players.score(A, x[..., None, :, :], t)  # [*batch, K, n, d]

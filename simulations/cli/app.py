@@ -1,5 +1,6 @@
 """`fedmutual`: what a person types."""
 
+import io
 import os
 import sys
 from collections.abc import Callable
@@ -33,7 +34,8 @@ def main() -> None:
     """Run the command line; exit code 0 done, 1 failed, 2 wrong usage or settings."""
     for stream in (sys.stdout, sys.stderr):
         # Names of classes and files are printed as they are, whatever the locale and whatever bytes they hold.
-        stream.reconfigure(encoding="utf-8", errors="surrogateescape")
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(encoding="utf-8", errors="surrogateescape")
     try:
         if app(standalone_mode=False) == 130:  # what typer makes of Ctrl-C
             raise KeyboardInterrupt

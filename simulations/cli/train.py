@@ -124,7 +124,7 @@ def extractor(
     from fedmutual.evaluation.features import Training
 
     path = out or Path("extractors") / f"{Path(preset).stem}-{config.seed}.safetensors"
-    training = Training(config, path, pick_device(config))
+    training = Training(config, path, pick_device(config.compute))
     with progress("training", 100, "%") as advance:
         facts = training.run(advance)
     if as_json:

@@ -149,7 +149,7 @@ def _package(requirement: Requirement) -> Finding:
 
 def gpu(config: RunConfig) -> Iterable[Finding]:
     try:
-        device = pick_device(config)
+        device = pick_device(config.compute)
     except UserError as error:
         yield Finding("gpu", "wrong", str(error), "check the driver with nvidia-smi, or set device = auto")
         return

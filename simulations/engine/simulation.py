@@ -153,7 +153,7 @@ def _one_thread_a_client() -> Iterator[None]:
 
 
 def _gpus(config: RunConfig, wanted: int) -> int:
-    there = torch.cuda.device_count() if pick_device(config).type == "cuda" else 0
+    there = torch.cuda.device_count() if pick_device(config.compute).type == "cuda" else 0
     if wanted > there:
         raise UserError(f"--gpus {wanted}, and torch sees {there} to use here")
     if wanted == 0 and config.compute.device == "cuda":

@@ -14,7 +14,7 @@ from fedmutual.checkpoint import write_atomic
 from fedmutual.config import RunConfig
 from fedmutual.data import ClassData, Source, open_source
 from fedmutual.data.fingerprint import FILE, fingerprint, fingerprints_text
-from fedmutual.device import pick_device
+from fedmutual.device import dtype_of, pick_device
 from fedmutual.run_folder import read_history
 from server.bank import Made, Shelf
 from server.journal import Journal
@@ -90,7 +90,7 @@ def _federate(method: str, app: App, config: RunConfig, folder: Path, cpus: int,
 def _train_here(method: str, train: Baseline, config: RunConfig, folder: Path, on_round: Progress) -> None:
     if folder.exists():
         shutil.rmtree(folder)
-    device = pick_device(config)
+    device = pick_device(config.compute)
     source = open_source(config.data, config.seed, keep=True)
     data = _load(source, config, device)
     shelf = Shelf(source.shape)
@@ -123,7 +123,7 @@ def _train_here(method: str, train: Baseline, config: RunConfig, folder: Path, o
 
 def _load(source: Source, config: RunConfig, device: torch.device) -> list[ClassData]:
     """Every class's samples on the device, in the run's dtype."""
-    dtype = getattr(torch, config.compute.dtype)
+    dtype = dtype_of(config.compute)
     parts = [source.load(y) for y in range(len(source.names))]
     return [ClassData(part.train.to(device, dtype), part.held_out.to(device, dtype)) for part in parts]
 

@@ -189,7 +189,7 @@ def _run(
     if here:
         cores = cpus or len(os.sched_getaffinity(0))
         # One GPU is best used by one arm at a time.
-        at_once = 1 if pick_device(made.arms[here[0]]).type == "cuda" else min(cores, len(here))
+        at_once = 1 if pick_device(made.arms[here[0]].compute).type == "cuda" else min(cores, len(here))
         context = multiprocessing.get_context("spawn")
         pool = ProcessPoolExecutor(at_once, context, _begin, (max(1, cores // at_once),))
         try:

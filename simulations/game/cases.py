@@ -1,7 +1,7 @@
-"""The games that `fedmutual game` knows: classes, sample counts, weights, and what was published about
-them."""
+"""The games that `fedmutual game` knows: classes, sample counts, weights, and what was published about them."""
 
 from dataclasses import dataclass, field, fields, replace
+from typing import Any
 
 from fedmutual.data.mixtures import MIXTURES, Mixture, case_one, line
 from fedmutual.diffusion.process import WEIGHTS
@@ -11,12 +11,16 @@ from simulations.game.controls import BETAS
 
 @dataclass(frozen=True)
 class Case:
-    """One family of classes and how many samples each has; the first class is the head."""
+    """One family of classes and how many samples each has; the first class is the head.
+
+    separation: mu of classes at -mu and mu; `adam`: whether its games are also descended by Adam.
+    """
 
     label: str
     truths: list[Mixture]
     counts: list[int]
     mutual_weight: str = "one"
+    separation: float | None = None
     most_seeds: int = 10**6  # a ceiling for the cases that are too large for as many seeds as the others
     adam: bool = True
 
@@ -26,6 +30,11 @@ class Case:
         if len(self.counts) == 2:
             return ["head", "tail"]
         return [f"{y} ({count})" for y, count in enumerate(self.counts)]
+
+    @property
+    def imbalance(self) -> str:
+        """The numbers of samples, "36/14"."""
+        return "/".join(map(str, self.counts))
 
 
 @dataclass(frozen=True)
@@ -60,7 +69,7 @@ class Settings:
     def parse(cls, assignments: list[str]) -> "Settings":
         """From key=value texts; UserError names what is wrong and what there is."""
         known = {entry.name.replace("_", "-"): entry for entry in fields(cls)}
-        changes = {}
+        changes: dict[str, Any] = {}
         for text in assignments:
             key, equals, value = text.partition("=")
             if not equals or key not in known:
@@ -89,7 +98,7 @@ class Settings:
                 raise UserError(f"{name} must be one of {', '.join(WEIGHTS)}")
 
 
-def _read(value: str, default: object) -> object:
+def _read(value: str, default: Any) -> Any:
     if isinstance(default, tuple):
         # beta = 0 is what every arm is compared with, so it is always among them.
         return tuple(sorted({0.0, *(_finite(part) for part in value.split(","))}))
@@ -118,7 +127,7 @@ FIFTY = [36, 14]
 """50 samples in all, head : tail = 2.5."""
 
 SWEEPS = [
-    *(Case(f"mu = {mu:g}", case_one(mu), FIFTY, "exp") for mu in (0.0, 0.5, 1.0, 2.0, 5.0)),
+    *(Case(f"mu = {mu:g}", case_one(mu), FIFTY, "exp", separation=mu) for mu in (0.0, 0.5, 1.0, 2.0, 5.0)),
     *(Case(f"mu = 2, s = {s:g}", case_one(2.0, s**2), FIFTY, "exp") for s in (0.5, 2.0, 3.0)),
 ]
 
@@ -157,7 +166,7 @@ PRESETS = {
     "phase": Preset(
         "where mutual learning helps: N(-mu, 1) and N(mu, 1) over mu, imbalance and beta",
         [
-            Case(f"mu = {mu:g}, {head}/{50 - head}", case_one(mu), [head, 50 - head], adam=False)
+            Case(f"mu = {mu:g}, {head}/{50 - head}", case_one(mu), [head, 50 - head], separation=mu, adam=False)
             for head in (25, 36, 42, 45, 47)
             for mu in (0.0, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0)
         ],

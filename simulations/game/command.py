@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from itertools import accumulate
@@ -16,12 +17,12 @@ from rich.table import Table
 
 from fedmutual.errors import UserError
 from fedmutual.evaluation.intervals import Estimate
-from simulations.game import claims as game_claims
-from simulations.game import pictures as game_pictures
+from simulations.game import claims, pictures
 from simulations.game.cases import Case, Preset, Settings, preset
+from simulations.game.claims import Claim, Results
 from simulations.game.dynamics import Curve, benchmark, local_step_curves, nash_curves, peer_curves, slopes, stability
-from simulations.game.figures import Picture
-from simulations.game.play import Measured, draw, measure, method
+from simulations.game.pictures import Picture
+from simulations.game.play import ALONE, BOLD, SIMILAR, Measured, at, auto, draw, measure
 from simulations.game.world import World
 from simulations.terminal import progress
 
@@ -32,26 +33,26 @@ DYNAMICS_SEEDS = 20
 
 @dataclass(frozen=True)
 class Report:
-    """What a run found. `about` says what was played; `health`: (what, its worst value over all networks)."""
+    """What a run measured. `about` says what was played; `health`: (what, its worst value over all networks)."""
 
     about: str
     rows: list[Row]
-    claims: list[game_claims.Claim]
+    claims: list[Claim]
     pictures: list[Picture]
     health: list[tuple[str, float]]
 
 
 def run(name: str, seeds: int | None, settings: Settings, out: Path | None) -> Report:
     """Play preset `name` on `seeds` games; writes report.html, with figures, and rows.json under `out` where given."""
-    found = preset(name)
-    settings = replace(settings, betas=settings.betas or found.betas)
-    count = found.default_seeds if seeds is None else seeds
+    chosen = preset(name)
+    settings = replace(settings, betas=settings.betas or chosen.betas)
+    count = chosen.default_seeds if seeds is None else seeds
     if count < 1:
         raise UserError("seeds must be at least 1")
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # the matrices are small: threads would only wait for each other
     try:
-        report = _play(name, found, list(range(count)), settings, figures=out is not None)
+        report = _play(name, chosen, list(range(count)), settings, figures=out is not None)
     finally:
         torch.set_num_threads(threads)
     if out:
@@ -59,107 +60,129 @@ def run(name: str, seeds: int | None, settings: Settings, out: Path | None) -> R
     return report
 
 
-def _play(name: str, found: Preset, seeds: list[int], settings: Settings, figures: bool) -> Report:
-    results = {}
-    games = [min(len(seeds), case.most_seeds) for case in found.cases]
-    with progress("playing", sum(games), "games") as advance:
-        for case, before in zip(found.cases, accumulate([0, *games[:-1]]), strict=True):
-            played = seeds[: case.most_seeds]
-            measured = measure(case, found.metric, played, settings, lambda n, before=before: advance(before + n))
-            results[case.label] = (case, measured)
-    rows = [row for case, measured in results.values() for row in rows_of(name, found, case, measured)]
-    claims, pictures = _claims(name, found, results), []
+def _play(name: str, chosen: Preset, seeds: list[int], settings: Settings, figures: bool) -> Report:
+    results = _measured(chosen, seeds, settings)
+    rows = [row for case, measured in results.values() for row in rows_of(name, chosen, case, measured)]
+    made, drawn = _claims(name, chosen, results), []
     if name == "phase":
-        pictures += [game_pictures.phase(results, settings)] if figures else []
+        drawn += [pictures.phase(results, settings)] if figures else []
     else:
-        case = found.cases[0]
+        case = chosen.cases[0]
         world = draw(case, seeds[:DYNAMICS_SEEDS], settings)
-        beta = game_pictures.best_beta(results[case.label][1], settings)
+        beta = pictures.best_beta(results[case.label][1], settings)
         more_rows, more_claims, gaps, approach = _dynamics(name, case, world, settings, beta)
-        rows, claims = rows + more_rows, claims + more_claims
+        rows, made = rows + more_rows, made + more_claims
         if figures:
-            pictures += game_pictures.all_of(found, results, seeds, settings)
-            pictures += game_pictures.approach(case.label, beta, gaps, approach)
+            drawn += pictures.all_of(chosen, results, seeds, settings)
+            drawn += pictures.approach(case.label, beta, gaps, approach)
     health: dict[str, float] = {}
     for _, measured in results.values():
         health |= {key: max(value, health.get(key, 0.0)) for key, value in measured.health.items()}
-    return Report(found.about, rows, claims, pictures, list(health.items()))
+    return Report(chosen.about, rows, made, drawn, list(health.items()))
 
 
-def rows_of(name: str, found: Preset, case: Case, measured: Measured) -> list[Row]:
+def _measured(chosen: Preset, seeds: list[int], settings: Settings) -> Results:
+    """Every case of the preset, measured under a progress bar."""
+    results: Results = {}
+    games = [min(len(seeds), case.most_seeds) for case in chosen.cases]
+    with progress("playing", sum(games), "games") as advance:
+
+        def after(before: int) -> Callable[[int], None]:
+            return lambda played: advance(before + played)
+
+        for case, before in zip(chosen.cases, accumulate([0, *games[:-1]]), strict=True):
+            measured = measure(case, chosen.metric, seeds[: case.most_seeds], settings, after(before))
+            results[case.label] = (case, measured)
+    return results
+
+
+def rows_of(name: str, chosen: Preset, case: Case, measured: Measured) -> list[Row]:
     """One row for each arm and class: mean, interval, paired difference from beta 0, and the paper's number."""
     rows = []
     for (learning, arm), values in measured.values.items():
-        base = measured.values[learning, method("0")]
+        base = measured.values[learning, ALONE]
         columns = {"worst": (values.amax(-1), base.amax(-1)), "mean": (values.mean(-1), base.mean(-1))}
         shown = range(len(case.counts)) if len(case.counts) <= 10 else (0, len(case.counts) - 1)
         columns |= {case.names[y]: (values[:, y], base[:, y]) for y in shown}
         for label, (mine, other) in columns.items():
-            level, change = Estimate.of(mine.numpy()), Estimate.of((mine - other).numpy())
-            beta = _number(arm)
-            rows.append(
-                {
-                    "preset": name,
-                    "case": case.label,
-                    "learning": learning,
-                    "method": arm,
-                    "beta": beta,
-                    "class": label,
-                    "metric": found.metric,
-                    "mean": level.mean,
-                    "ci95": level.half,
-                    "difference": change.mean,
-                    "difference_ci95": change.half,
-                    "seeds": len(mine),
-                    "paper": found.paper.get((case.label, beta, label)) if learning == "equilibrium" else None,
-                }
-            )
+            published = None
+            if learning == "equilibrium" and isinstance(arm.beta, float):
+                published = chosen.paper.get((case.label, arm.beta, label))
+            row = _row(name, case, learning, arm.name, arm.beta, chosen.metric, Estimate.of(mine.numpy()))
+            change = Estimate.of((mine - other).numpy())
+            row |= {"class": label, "difference": change.mean, "difference_ci95": change.half, "paper": published}
+            rows.append(row)
     return rows
 
 
-def _number(arm: str) -> float | str | None:
-    """The beta of an arm: a number, "auto", or none for a control."""
-    words = arm.replace(",", "").split()
-    if words[0] != "beta":
-        return None
-    return "auto" if words[1] == "auto" else float(words[1])
+def _row(
+    name: str,
+    case: Case,
+    learning: str,
+    arm: str,
+    beta: float | str | None,
+    metric: str,
+    level: Estimate | None,
+    seeds: int | None = None,
+) -> Row:
+    """A row of all classes together, compared with nothing; `seeds` where there is no estimate that knows them."""
+    return {
+        "preset": name,
+        "case": case.label,
+        "learning": learning,
+        "method": arm,
+        "beta": beta,
+        "class": "all",
+        "metric": metric,
+        "mean": level and level.mean,
+        "ci95": level and level.half,
+        "difference": None,
+        "difference_ci95": None,
+        "seeds": level.seeds if level else seeds,
+        "paper": None,
+    }
 
 
-def _claims(name: str, found: Preset, results: game_claims.Results) -> list[game_claims.Claim]:
-    made: list[game_claims.Claim] = []
+def _claims(name: str, chosen: Preset, results: Results) -> list[Claim]:
+    """What was claimed about the games of this preset, with verdicts."""
+    made: list[Claim] = []
     if name in ("case-one", "case-two"):
-        made += game_claims.lower_worst(results)
+        made += claims.lower_worst(results)
     if name == "case-one":
-        made += game_claims.head_suffers(results)
+        made += claims.head_suffers(results)
     if name == "case-two":
-        made += game_claims.both_better(results)
+        made += claims.both_better(results)
     if name in ("overlap", "case-two", "overlap-2d"):
-        made += game_claims.v_shape(results)
-        made += game_claims.beats_controls(results)
-    if found.paper:
-        made += game_claims.review_table(results, found.paper)
+        made += claims.v_shape(results)
+        made += claims.beats_controls(results)
+    if chosen.paper:
+        made += claims.review_table(results, chosen.paper)
     if name == "many":
-        made += game_claims.peers_matter(results)
-        made.append(game_claims.auto_is_safe(results, "beta auto, similar peers"))
+        made += claims.peers_matter(results)
+        made.append(claims.auto_is_safe(results, auto(peers=SIMILAR), "similar peers"))
     if name == "phase":
-        made += game_claims.where_it_helps(results)
-    made.append(game_claims.auto_is_safe(results))
-    made.append(game_claims.auto_is_safe(results, "beta auto, caution 0"))
+        made += claims.where_it_helps(results)
+    made.append(claims.auto_is_safe(results, auto(), "one standard error"))
+    made.append(claims.auto_is_safe(results, auto(BOLD), "caution 0"))
     return made
 
 
 def _dynamics(
     name: str, case: Case, world: World, settings: Settings, beta: float
-) -> tuple[list[Row], list[game_claims.Claim], list[Curve], dict[str, list[Curve]]]:
+) -> tuple[list[Row], list[Claim], list[Curve], dict[str, list[Curve]]]:
     """How one case approaches its equilibrium: rows, claims, the Nash gaps, and the distances by kind."""
     pair = len(case.counts) == 2
     betas, most = ([0.0, 0.01, 0.1, 1.0], settings.descent) if pair else ([0.0, 0.1], min(settings.descent, 4000))
     gaps = nash_curves(world, betas, most, settings.descent_rate)
-    rows = [_plain_row(name, case, "descent", curve.name, "nash-gap slope", slopes(curve)) for curve in gaps]
+
+    def row(learning: str, arm: str, arm_beta: float | None, metric: str, values: np.ndarray) -> Row:
+        return _row(name, case, learning, arm, arm_beta, metric, Estimate.maybe(values), len(values))
+
+    rows = [row("descent", curve.name, curve.beta, "nash-gap slope", slopes(curve)) for curve in gaps]
     for entry in stability(world, list(settings.betas)):
-        arm = method(f"{entry['beta']:g}")
+        arm = at(entry["beta"])
         rows += [
-            _plain_row(name, case, "equilibrium", arm, what, np.array([entry[key]]))
+            row("equilibrium", arm.name, entry["beta"], what, np.array([entry[key]]))
             for key, what in (("monotone", "share of monotone games"), ("radius", "spectral radius"))
         ]
     rounds = min(settings.descent, 2000)
@@ -167,20 +190,8 @@ def _dynamics(
     if not pair:
         approach["peers a round"] = peer_curves(world, 0.1, rounds)
     for curve in (curve for lines in approach.values() for curve in lines):
-        what = f"distance after {rounds} rounds"
-        rows.append(_plain_row(name, case, "descent", curve.name, what, curve.values[-1].numpy()))
-    return rows, game_claims.nash_rate(gaps, case.label), gaps, approach
-
-
-def _plain_row(name: str, case: Case, learning: str, arm: str, metric: str, values: np.ndarray) -> Row:
-    found = Estimate.maybe(values)
-    beta = _number(arm)
-    return {
-        "preset": name, "case": case.label, "learning": learning, "method": arm, "beta": beta, "class": "all",
-        "metric": metric, "mean": found and found.mean, "ci95": found and found.half,
-        "difference": None, "difference_ci95": None,
-        "seeds": len(values), "paper": None,
-    }  # fmt: skip
+        rows.append(row("descent", curve.name, None, f"distance after {rounds} rounds", curve.values[-1].numpy()))
+    return rows, claims.nash_rate(gaps, case.label), gaps, approach
 
 
 def write(report: Report, name: str, seeds: int, settings: Settings, out: Path) -> Path:
@@ -227,7 +238,7 @@ def _tables(rows: list[Row]) -> list[dict[str, Any]]:
 
 
 def _finite(rows: list[Row]) -> list[Row]:
-    """JSON has no nan: null stands for an interval that one seed cannot give."""
+    """JSON has no nan: null stands for a number that diverged, as for an interval that one seed cannot give."""
     return [
         {key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in row.items()}
         for row in rows
@@ -260,8 +271,13 @@ def _print_table(console: Console, table: dict[str, Any]) -> None:
     for label in shown:
         lines.add_column(label, justify="right")
     for arm, cells in table["lines"].items():
-        lines.add_row(arm, *(f"{_shown(cells[label]['mean'])} ± {_shown(cells[label]['ci95'])}" for label in shown))
+        lines.add_row(arm, *(_with_interval(cells[label]) for label in shown))
     console.print(lines)
+
+
+def _with_interval(row: Row) -> str:
+    interval = _shown(row["ci95"])
+    return _shown(row["mean"]) + (f" ± {interval}" if interval else "")
 
 
 def _print_bench(rows: list[Row], as_json: bool) -> None:

@@ -118,8 +118,7 @@ def _shift(seed: int, y: int, features: int) -> Tensor:
 
 
 def similar_peers(world: World, temperature: float = 0.01, high: float = 0.25) -> Tensor:
-    """Q by similarity of the scores of classes that are alone, on own data at t / T >= high: [seeds, K,
-    K]."""
+    """Q by similarity of the scores of classes that are alone, on own data at t / T >= high: [seeds, K, K]."""
     profile, process, rows = alone(world), world.process, []
     times = [j for j, t in enumerate(process.times) if t >= high * process.horizon]
     for y, sample in enumerate(world.samples):

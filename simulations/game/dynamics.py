@@ -1,6 +1,7 @@
 """How the game is approached: the Nash gap of gradient descent, local steps, sampled peers; and speed."""
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,11 +22,12 @@ SLOPE_FROM = 1000
 
 @dataclass(frozen=True)
 class Curve:
-    """One line of a figure: at `rounds`, [len(rounds), seeds]."""
+    """One line of a figure: `values: [len(rounds), seeds]`; `beta` where that is what sets it apart."""
 
     name: str
     rounds: list[int]
     values: Tensor
+    beta: float | None = None
 
 
 def logarithmic(most: int, count: int = 25) -> list[int]:
@@ -40,7 +42,7 @@ def nash_curves(world: World, betas: list[float], iterations: int, pace: float =
         game = world.game(torch.full((world.classes,), beta, dtype=torch.float64))
         path = descend(game, gradient_descent(pace * stable_rate(game)), iterations, record=rounds)
         gaps = torch.stack([game.nash_gap(path.profiles[number]) for number in rounds])
-        curves.append(Curve(f"beta {beta:g}", rounds, gaps))
+        curves.append(Curve(f"beta {beta:g}", rounds, gaps, beta))
     return curves
 
 
@@ -83,9 +85,11 @@ def peer_curves(world: World, beta: float, rounds: int) -> list[Curve]:
     return curves
 
 
-def _approach(name: str, game: Game, rounds: int, **options) -> Curve:
+def _approach(
+    name: str, game: Game, rounds: int, local_steps: int = 1, peers: Callable[[int], Tensor] | None = None
+) -> Curve:
     numbers, solved = logarithmic(rounds), game.equilibrium()
-    path = descend(game, gradient_descent(stable_rate(game)), rounds, record=numbers, **options)
+    path = descend(game, gradient_descent(stable_rate(game)), rounds, local_steps, peers, record=numbers)
     return Curve(name, numbers, torch.stack([distance(game, path.profiles[number], solved) for number in numbers]))
 
 
@@ -106,15 +110,16 @@ def heat_maps(world: World, beta: float, reach: float, cells: int = 161) -> Heat
     x, times = torch.linspace(-reach, reach, cells, dtype=torch.float64), world.process.times
     zero = torch.zeros(world.classes, dtype=torch.float64)
     profiles = [world.game(zero + value).equilibrium() for value in (0.0, beta)]
-    density, errors = [], [[], []]
+    density: list[Tensor] = []
+    errors: list[list[Tensor]] = [[], []]
     for j, t in enumerate(times):
         laws = [truth.diffused(world.process.alpha[j], world.process.sigma[j]) for truth in world.truths]
         density.append(torch.stack([law.log_density(x[:, None]).exp() for law in laws]))
         exact = torch.stack([law.score(x[:, None])[:, 0] for law in laws])
         for table, profile in zip(errors, profiles, strict=True):
             table.append((world.players.score(profile, x[:, None], t)[..., 0] - exact).square().mean(0))
-    stacked = [torch.stack(table, 1) for table in (density, *errors)]
-    return HeatMaps(x, times, *stacked, beta)
+    stacked, without, mutual = (torch.stack(table, 1) for table in (density, *errors))
+    return HeatMaps(x, times, stacked, without, mutual, beta)
 
 
 def stability(world: World, betas: list[float]) -> list[dict[str, float]]:
@@ -139,7 +144,7 @@ def benchmark(games: int = 300, iterations: int = 5000, probe: int = 100) -> lis
     try:
         world = draw(case, list(range(games)), Settings())
         game = world.game(torch.full((2,), 0.1, dtype=torch.float64))
-        rows = []
+        rows: list[dict[str, float | str]] = []
         for name, optimiser, reference in (
             ("gradient descent", gradient_descent(0.1), "sgd"),
             ("adam", adam(1e-4), "adam"),

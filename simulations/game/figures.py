@@ -1,4 +1,4 @@
-"""Figures of `fedmutual game` as inline SVG that takes the colour of its text and axes from the page."""
+"""Drawing: arrays and estimates as inline SVG that takes the colour of its text and axes from the page."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,15 +18,6 @@ LEVELS = (("#c8504f", ":"), ("#8f6fc4", "--"), ("#a59a2c", "-."))
 
 
 @dataclass(frozen=True)
-class Picture:
-    """A figure of the report: what it shows, in words, and the drawing."""
-
-    title: str
-    caption: str
-    svg: Markup
-
-
-@dataclass(frozen=True)
 class Band:
     """Means with 95 % intervals, one for each beta."""
 
@@ -43,15 +34,15 @@ def v_curves(
         places = np.arange(len(betas))
         for axis, (title, bands) in zip(axes, panels.items(), strict=False):
             for colour, band in zip(COLOURS, bands, strict=False):
-                mean = np.array([found.mean for found in band.estimates])
-                half = np.array([found.half or 0.0 for found in band.estimates])
+                mean = np.array([estimate.mean for estimate in band.estimates])
+                half = np.array([estimate.half or 0.0 for estimate in band.estimates])
                 axis.plot(places, mean, color=colour, marker="o", markersize=3, label=band.name)
                 axis.fill_between(places, mean - half, mean + half, color=colour, alpha=0.18, linewidth=0)
             for (colour, dashes), (name, level) in zip(LEVELS, levels.get(title, {}).items(), strict=False):
                 axis.axhline(level, color=colour, linestyle=dashes, label=name)
             axis.set_xticks(places, [f"{beta:g}" for beta in betas])
             axis.set(title=title, xlabel="beta", ylabel=unit)
-            means = [[found.mean for found in band.estimates] for band in bands]
+            means = [[estimate.mean for estimate in band.estimates] for band in bands]
             if np.max(means) > 20 * np.min(means):
                 axis.set_yscale("log")
         figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)

@@ -7,6 +7,7 @@ differences are paired over seeds.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -23,14 +24,46 @@ from simulations.game.world import RIDGE, World
 CHUNK = 20
 """Seeds that are played at once: enough to be fast, few enough for the cache."""
 
-Key = tuple[str, str]
-"""(learning, method): ("equilibrium", "beta 0.1")."""
+
+@dataclass(frozen=True)
+class Arm:
+    """What the classes of a game do, by the name in tables and reports.
+
+    beta: one for all, "auto" where each class chooses its own on held-out samples, None for a control without a mutual
+    term. peers: whose networks count, where it is not all alike.
+    """
+
+    name: str
+    beta: float | Literal["auto"] | None = None
+    peers: str = ""
+
+
+def at(beta: float, peers: str = "") -> Arm:
+    """One beta for all classes."""
+    return Arm(_named(f"{beta:g}", peers), beta, peers)
+
+
+def auto(caution: str = "", peers: str = "") -> Arm:
+    """Each class's own beta, chosen by `controls.auto_beta`; `caution` where it is not the setting's."""
+    return Arm(_named("auto" + (f", {caution}" if caution else ""), peers), "auto", peers)
+
+
+def _named(beta: str, peers: str) -> str:
+    return f"beta {beta}" + (f", {peers}" if peers else "")
+
+
+ALONE = at(0.0)
+SIMILAR, BOLD = "similar peers", "caution 0"
+TUNED_RIDGE, TUNED_RIDGE_BOLD = Arm("tuned ridge"), Arm("tuned ridge, caution 0")
+COPY_HEAD, POOLED = Arm("copy head"), Arm("pooled")
+
+Key = tuple[str, Arm]
+"""(learning, arm): ("equilibrium", at(0.1))."""
 
 
 @dataclass(frozen=True)
 class Measured:
-    """values: {(learning, method): [seeds, K]}; betas: {(learning, method): [seeds, K]} of the arms that
-    chose them.
+    """The metric of every arm, and the betas of those that chose them: {(learning, arm): [seeds, K]}.
 
     health: what says how far the numbers can be trusted, each the worst over all networks.
     """
@@ -46,13 +79,8 @@ def draw(case: Case, seeds: list[int], settings: Settings) -> World:
     return World.draw(seeds, case.truths, case.counts, settings.features, settings.own_weight, mutual_weight)
 
 
-def method(beta: str, peers: str = "") -> str:
-    """The name of the arm at one beta, or at the betas of one rule."""
-    return f"beta {beta}" + (f", {peers}" if peers else "")
-
-
 def measure(case: Case, metric: str, seeds: list[int], settings: Settings, done: Callable[[int], None]) -> Measured:
-    """All arms on all seeds, in chunks; `done` hears how many seeds are finished."""
+    """All arms on all seeds, in chunks; `done` is called with how many seeds are finished."""
     parts = []
     for first in range(0, len(seeds), CHUNK):
         chunk = seeds[first : first + CHUNK]
@@ -77,39 +105,39 @@ def _measure_chunk(world: World, case: Case, metric: str, settings: Settings) ->
         if case.adam:
             learned["adam"] = descend(batch.game, adam(settings.rate), settings.iterations).last
         for learning, A in learned.items():
-            profiles |= {(learning, name): (world, A[k]) for k, name in enumerate(batch.names)}
-            if method("0") in batch.names:
-                profiles[learning, "copy head"] = copy_head(world, A[batch.names.index(method("0"))])
-    profiles["equilibrium", "pooled"] = pooled(world)
+            profiles |= {(learning, arm): (world, A[k]) for k, arm in enumerate(batch.arms)}
+            if ALONE in batch.arms:
+                profiles[learning, COPY_HEAD] = copy_head(world, A[batch.arms.index(ALONE)])
+    profiles["equilibrium", POOLED] = pooled(world)
     values, health = _evaluate(profiles, metric, settings)
-    betas = {(learning, name): chosen[name] for learning, name in profiles if name in chosen}
+    betas = {(learning, arm): chosen[arm] for learning, arm in profiles if arm in chosen}
     return Measured(values, betas, health | {"relative gradient at the equilibrium": steepest})
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Games that are played together: arm `names[k]` is `game` at index k of its first dimension, [arms,
-    seeds]."""
+    """Games that are played together: `arms[k]` is `game` at index k of its first dimension, [arms, seeds]."""
 
-    names: list[str]
+    arms: list[Arm]
     game: Game
 
 
-def _games(world: World, settings: Settings) -> tuple[list[Batch], dict[str, Tensor]]:
+def _games(world: World, settings: Settings) -> tuple[list[Batch], dict[Arm, Tensor]]:
     """The games of all arms, and {arm: [seeds, K]} of the betas that classes chose themselves."""
-    batches, chosen = [], {}
+    batches: list[Batch] = []
+    chosen: dict[Arm, Tensor] = {}
     neighbourhoods = {"": uniform_peers(world.classes)}
     if world.classes > 2:
-        neighbourhoods["similar peers"] = similar_peers(world)
+        neighbourhoods[SIMILAR] = similar_peers(world)
     base = relative_ridge(world.moments, RIDGE)
-    for label, Q in neighbourhoods.items():
-        auto, bold = auto_beta(world, Q, (settings.caution, 0.0), settings.folds)
-        mine = {method("auto", label): auto, method("auto, caution 0", label): bold}
-        arms = {method(f"{beta:g}", label): torch.full_like(base, beta) for beta in settings.betas} | mine
+    for peers, Q in neighbourhoods.items():
+        careful, bold = auto_beta(world, Q, (settings.caution, 0.0), settings.folds)
+        mine = {auto(peers=peers): careful, auto(BOLD, peers): bold}
+        arms = {at(beta, peers): torch.full_like(base, beta) for beta in settings.betas} | mine
         ridges = [base] * len(arms)
-        if not label:
+        if not peers:
             tuned = tuned_ridge(world, (settings.caution, 0.0), settings.folds)
-            arms |= {name: torch.zeros_like(base) for name in ("tuned ridge", "tuned ridge, caution 0")}
+            arms |= {arm: torch.zeros_like(base) for arm in (TUNED_RIDGE, TUNED_RIDGE_BOLD)}
             ridges += list(tuned)
         game = world.game(torch.stack(list(arms.values())), Q, torch.stack(ridges))
         batches.append(Batch(list(arms), game))
@@ -127,10 +155,11 @@ def _evaluate(
         keys = [key for key, (world, _) in profiles.items() if world.players is features.players]
         batch = torch.stack([profiles[key][1] for key in keys])
         if metric == "kl":
-            found = features.divergence(batch)
-            for name, numbers in (("error estimate", found.error), ("mass at the domain's edge", found.edge)):
+            divergences = features.divergence(batch)
+            flaws = (("error estimate", divergences.error), ("mass at the domain's edge", divergences.edge))
+            for name, numbers in flaws:
                 health[name] = max(health[name], float(numbers.max()))
-            measured = found.kl
+            measured = divergences.kl
         else:
             measured = frechet_distances(features, batch, settings.samples)
         values |= {key: measured[k] for k, key in enumerate(keys)}
@@ -138,8 +167,7 @@ def _evaluate(
 
 
 def frechet_distances(world: World, profiles: Tensor, count: int) -> Tensor:
-    """||m - m'||² + tr(S + S' - 2 (S S')^1/2) of `count` samples against the true moments: [variants, seeds,
-    K].
+    """||m - m'||² + tr(S + S' - 2 (S S')^1/2) of `count` samples against the true moments: [variants, seeds, K].
 
     In two dimensions the trace of the root is sqrt(tr(S S') + 2 sqrt(det S det S')). Every variant of a game
     starts from the same noise and meets the same steps, so differences between variants are paired.
@@ -154,11 +182,11 @@ def frechet_distances(world: World, profiles: Tensor, count: int) -> Tensor:
         W, U = world.players.W[k], world.players.U[k]
         A = profiles[:, k]
 
-        def score(x: Tensor, t: float, W=W, U=U, A=A) -> Tensor:
+        def score(x: Tensor, t: float, W: Tensor = W, U: Tensor = U, A: Tensor = A) -> Tensor:
             bias = U[..., 0] * (t / world.players.horizon) + U[..., 1]
             return torch.relu(x @ W.mT + bias[:, None]) @ A.mT / W.shape[-2]
 
-        def noise(shape=start.shape, random=random) -> Tensor:
+        def noise(shape: torch.Size = start.shape, random: torch.Generator = random) -> Tensor:
             return torch.randn(shape, dtype=torch.float64, generator=random)
 
         x = exponential_samples(score, start.expand(len(A), -1, -1, -1), times, noise)

@@ -29,8 +29,7 @@ def networks(world: World, game: int, profile: Tensor | None = None) -> list[Ran
 
 
 def noised(world: World, game: int, y: int) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Class y's empirical objective as one batch of all (time, sample) pairs: x_t, t, xi / sigma, lambda,
-    omega."""
+    """Class y's empirical objective as one batch of all (time, sample) pairs: x_t, t, xi / sigma, lambda, omega."""
     sample, process = world.samples[y], world.process
     index = torch.arange(len(process)).repeat_interleave(sample.count)
     noise = sample.noise[game].flatten(0, 1)
@@ -42,8 +41,7 @@ def noised(world: World, game: int, y: int) -> tuple[Tensor, Tensor, Tensor, Ten
 def regularised_loss(
     player: RandomFeatures, data: tuple[Tensor, ...], peers: Tensor, beta: float, ridge: float
 ) -> Tensor:
-    """L_y + beta M_y + ridge ||A_y||²; `peers: [batch, d]` is the mean output of the peers on the same
-    data."""
+    """L_y + beta M_y + ridge ||A_y||²; `peers: [batch, d]` is the mean output of the peers on the same data."""
     x, t, target, own_weight, mutual_weight = data
     score = player(x, t)
     own = (own_weight * (score + target).square().mean(1)).mean()
@@ -80,16 +78,16 @@ def autograd_igd(
     optimiser: "sgd" or "adam", from torch.optim. peers: round -> [K, K] in place of Q.
     """
     players = networks(world, number)
-    kinds = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam}
-    steppers = [kinds[optimiser]([player.A], lr=rate) for player in players]
+    kind = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam}[optimiser]
+    steppers = [kind([player.A], lr=rate) for player in players]
     data = [noised(world, number, y) for y in range(len(players))]
     beta = game.beta.expand(*game.ridge.shape)[number].tolist()
     for round_number in range(1, rounds + 1):
         Q = game.Q if peers is None else peers(round_number)
-        heard = [peer_mean(players, data[y], Q[y]) for y in range(len(players))]
+        means = [peer_mean(players, data[y], Q[y]) for y in range(len(players))]
         for y, (player, stepper) in enumerate(zip(players, steppers, strict=True)):
             for _ in range(local_steps):
                 stepper.zero_grad()
-                regularised_loss(player, data[y], heard[y], beta[y], float(game.ridge[number, y])).backward()
+                regularised_loss(player, data[y], means[y], beta[y], float(game.ridge[number, y])).backward()
                 stepper.step()
     return torch.stack([player.A.detach() for player in players])

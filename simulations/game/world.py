@@ -1,5 +1,4 @@
-"""Gaussian classes as games: the classes' data, their random-feature networks, and the KL of what they
-generate.
+"""Gaussian classes as games: their data, their random-feature networks, and the KL of what these generate.
 
 Everything random comes from (seed, class), so that game number 7 is the same game in any batch, and settings
 that are compared (beta, ridge, controls) meet the same data and the same features.
@@ -50,8 +49,7 @@ class World:
         process: Process | None = None,
         shared: bool = False,
     ) -> "World":
-        """Classes with `counts` samples each; `features` random features for each, or one set `shared` by
-        all."""
+        """Classes with `counts` samples each; `features` random features for each, or one set `shared` by all."""
         process = process or ornstein_uhlenbeck()
         dimension = truths[0].dimension
         players = Players.draw(seeds, len(truths), features, dimension, process.horizon, shared)
@@ -65,8 +63,7 @@ class World:
         return len(self.truths)
 
     def game(self, beta: Tensor, Q: Tensor | None = None, ridge: Tensor | None = None) -> Game:
-        """beta: broadcastable to [*batch, seeds, K]; Q uniform and the ridge 1e-3 of the mean diagonal by
-        default."""
+        """beta: broadcastable to [*batch, seeds, K]; by default Q is uniform and the ridge `RIDGE`."""
         shape = torch.broadcast_shapes(beta.shape, (len(self.seeds), self.classes))
         Q = uniform_peers(self.classes) if Q is None else Q
         ridge = relative_ridge(self.moments, RIDGE) if ridge is None else ridge
@@ -82,8 +79,7 @@ class World:
         return divergence(score, self.truths, grid or self.grid())
 
     def grid(self) -> Grid:
-        """Wide enough for every class: at least [-12, 12], and nine standard deviations beyond every
-        component."""
+        """Wide enough for every class: at least [-12, 12], and nine standard deviations beyond every component."""
         reach = max(float((m.means[:, 0].abs() + 9 * m.variances.sqrt()).max()) for m in self.truths)
         reach = max(12.0, reach)
         cells = 2 * round(100 * reach / 12)  # cells of the same width whatever the domain

@@ -7,7 +7,7 @@ import torch
 from diffusers import DDPMPipeline, DDPMScheduler
 
 from fedmutual.config import RunConfig
-from fedmutual.diffusion.choose import make_process
+from fedmutual.diffusion import make_process
 from fedmutual.diffusion.sampling import betas
 from fedmutual.errors import UserError
 from fedmutual.networks.unet import UNet
@@ -62,7 +62,7 @@ def export(run: Path, name: str, folder: Path, which: str = "last") -> None:
     """
     config, facts = run_config(run), json.loads((run / "run.json").read_text())
     for setting, known in (("process", ("ddpm",)), ("parametrisation", tuple(PREDICTION))):
-        if (value := getattr(config, setting)) not in known:
+        if (value := getattr(config.diffusion, setting)) not in known:
             needed = " or ".join(known)
             raise UserError(f"diffusers' DDPMPipeline needs {setting} = {needed}, and this run has {setting} = {value}")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
@@ -85,7 +85,7 @@ def export(run: Path, name: str, folder: Path, which: str = "last") -> None:
             f"the network pads images of shape {facts['shape']} to sides that its levels divide, which diffusers' "
             f"DDPMPipeline does not: train with fewer levels, such as multipliers = 1,2,2"
         )
-    process = make_process(config)
+    process = make_process(config.diffusion)
     scheduler = DDPMScheduler(
         num_train_timesteps=len(process),
         trained_betas=betas(process).tolist(),

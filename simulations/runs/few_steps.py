@@ -10,8 +10,8 @@ from torch import Tensor
 
 from fedmutual.data.fingerprint import refuse_changed
 from fedmutual.data.source import open_source, sample_shape
-from fedmutual.device import pick_device
-from fedmutual.diffusion.choose import make_process
+from fedmutual.device import dtype_of, pick_device
+from fedmutual.diffusion import make_process
 from fedmutual.errors import UserError
 from fedmutual.evaluation import frechet_distance
 from fedmutual.evaluation.features import Features
@@ -55,7 +55,7 @@ class FewSteps:
             raise UserError(f"--steps {','.join(map(str, wrong))}: give numbers from 1 to {config.diffusion.steps - 1}")
         self.plan = [("ddpm", config.diffusion.steps), *((sampler, count) for count in steps for sampler in SAMPLERS)]
         self.seeds, self.see = seeds, run_extractor(config)
-        self.round, self.networks = class_networks(run, which, pick_device(config))
+        self.round, self.networks = class_networks(run, which, pick_device(config.compute))
         source = open_source(config.data, config.seed, keep=True)
         refuse_changed(run, source.fingerprints(), source.names)
         self.real = self.seen({y: source.test(y) for y in self.networks})
@@ -97,8 +97,8 @@ class FewSteps:
 
     def draw(self, sampler: str, steps: int, seed: int) -> dict[int, Tensor]:
         """Samples of each class, on the CPU."""
-        config, device = self.config.but(sampler=sampler, sampling_steps=steps), pick_device(self.config)
-        process, shape = make_process(config, device), sample_shape(config.data)
+        config, device = self.config.but(sampler=sampler, sampling_steps=steps), pick_device(self.config.compute)
+        process, shape = make_process(config.diffusion, device, dtype_of(config.compute)), sample_shape(config.data)
         drawn = {}
         for y, network in self.networks.items():
             noise = generator(config.seed, y, self.round, "steps", seed, device=device)

@@ -45,7 +45,7 @@ def run_extractor(config: RunConfig, source: Source | None = None) -> Extractor 
     Raises:
         UserError: as `read_extractor`, or it was trained on images of the test part.
     """
-    extractor = read_extractor(config, pick_device(config))
+    extractor = read_extractor(config, pick_device(config.compute))
     if extractor:
         source = source or open_source(config.data, config.seed, keep=True)
         extractor.check_unseen(torch.cat([source.test(y) for y in range(len(source.names))]))

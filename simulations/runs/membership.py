@@ -13,8 +13,8 @@ from fedmutual.checkpoint import write_atomic
 from fedmutual.config import RunConfig
 from fedmutual.data.fingerprint import fingerprint, refuse_changed
 from fedmutual.data.source import open_source
-from fedmutual.device import pick_device
-from fedmutual.diffusion.choose import make_process
+from fedmutual.device import dtype_of, pick_device
+from fedmutual.diffusion import make_process
 from fedmutual.diffusion.sampling import noise_predictor
 from fedmutual.errors import UserError
 from fedmutual.evaluation.membership import PIA_TIME, Finding, audit, mean
@@ -50,8 +50,8 @@ def audit_run(
         UserError: no run or checkpoint; the data are not on this machine; too few non-members.
     """
     config = _changed(run_config(folder), changes or {})
-    device = pick_device(config)
-    process = make_process(config, device)
+    device = pick_device(config.compute)
+    process = make_process(config.diffusion, device, dtype_of(config.compute))
     round_, networks = class_networks(folder, which, device)
     sides = _candidates(config, sorted(networks), only)
     counts = {y: len(train) for y, (train, _) in sides.items()}

@@ -9,6 +9,8 @@ from fedmutual.baselines.memory import Memory
 from fedmutual.checkpoint import CheckpointError, load, load_newest
 from fedmutual.config import RunConfig
 from fedmutual.data.source import num_classes, sample_shape
+from fedmutual.device import dtype_of
+from fedmutual.diffusion import make_process
 from fedmutual.errors import UserError
 from fedmutual.networks import OfClass, build, build_conditional
 from fedmutual.records import Network
@@ -77,7 +79,8 @@ def class_networks(folder: Path, which: str, device: torch.device) -> tuple[int,
     networks: dict[int, nn.Module] = {}
     for y, state in sorted(states.items()):
         if set(state) == {"samples"}:
-            networks[y] = Memory(state["samples"].to(device), config).eval()
+            process = make_process(config.diffusion, device, dtype_of(config.compute))
+            networks[y] = Memory(state["samples"].to(device), process, config.diffusion.parametrisation).eval()
         else:
             networks[y] = _ready(build(config, shape, y), state, device)
     return round_, networks

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from fedmutual.data.fingerprint import fingerprint, refuse_changed
 from fedmutual.data.source import open_source
-from fedmutual.device import pick_device
-from fedmutual.diffusion.choose import make_process
+from fedmutual.device import dtype_of, pick_device
+from fedmutual.diffusion import make_process
 from fedmutual.diffusion.process import Process
 from fedmutual.diffusion.sampling import noise_predictor
 from fedmutual.errors import UserError
@@ -38,8 +38,8 @@ def weigh_peers(folder: Path, which: str = "last", on_class: OnClass = lambda y:
         UserError: no run or checkpoint, data that are not here, no held-out samples, or no peers.
     """
     config = run_config(folder)
-    device = pick_device(config)
-    process = make_process(config, device)
+    device = pick_device(config.compute)
+    process = make_process(config.diffusion, device, dtype_of(config.compute))
     round_, networks = class_networks(folder, which, device)
     source = open_source(config.data, config.seed, keep=True)
     parts = {y: source.load(y) for y in networks}

@@ -12,9 +12,8 @@ from torch import Tensor, nn
 
 from fedmutual.config import RunConfig
 from fedmutual.data.source import sample_shape
-from fedmutual.device import pick_device
-from fedmutual.diffusion import Process
-from fedmutual.diffusion.choose import make_process
+from fedmutual.device import dtype_of, pick_device
+from fedmutual.diffusion import Process, make_process
 from fedmutual.diffusion.sampling import sample
 from fedmutual.seeds import generator
 from simulations.runs.networks import class_networks, run_config
@@ -45,8 +44,8 @@ def draw_samples(
 ) -> dict[int, Tensor]:
     """{class: `[count, *dims]` generated samples} of a run's checkpoint, on the CPU in float32."""
     config = run_config(folder)
-    device = pick_device(config)
-    shape, process = sample_shape(config.data), make_process(config, device)
+    device = pick_device(config.compute)
+    shape, process = sample_shape(config.data), make_process(config.diffusion, device, dtype_of(config.compute))
     round_, networks = class_networks(folder, which, device)
     samples = {}
     for y, network in networks.items():

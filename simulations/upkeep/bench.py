@@ -19,13 +19,14 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from fedmutual.config import RunConfig
 from fedmutual.data.source import num_classes, sample_shape
-from fedmutual.device import pick_device
-from fedmutual.diffusion.choose import make_process
+from fedmutual.device import dtype_of, pick_device
+from fedmutual.diffusion import make_process
 from fedmutual.diffusion.process import expand
 from fedmutual.errors import UserError
 from fedmutual.learning.igd import local_steps
-from fedmutual.learning.peers import Peers
-from fedmutual.learning.player import Player, freeze, predict
+from fedmutual.learning.objective import denoising_target
+from fedmutual.learning.peers import Peers, freeze
+from fedmutual.learning.player import Player, predict
 from fedmutual.networks import build
 from fedmutual.records import pack_network
 from fedmutual.run_folder import read_history
@@ -74,15 +75,11 @@ def step(config: RunConfig, on_share: OnShare) -> list[Row]:
     less. `share_of_peak` is the arithmetic of a step, counted by torch, over what one large matrix product reaches in
     the same type and run; `memory` the bytes that a GPU held at most, null on a CPU.
     """
-    if (
-        config.optimiser.draws == "fixed"
-        or config.diffusion.parametrisation != "noise"
-        or config.optimiser.name != "adam"
-    ):
-        raise UserError("bench times draws = fresh, parametrisation = noise, optimizer = adam: set them with -s")
-    device, shape, classes = pick_device(config), sample_shape(config.data), num_classes(config.data)
-    data = torch.rand(256, *shape, device=device, dtype=getattr(torch, config.compute.dtype)) * 2 - 1
-    peers = [freeze(build(config, shape, y).to(device), config) for y in range(1, classes)]
+    if config.optimiser.draws == "fixed" or config.optimiser.name != "adam":
+        raise UserError("bench times draws = fresh and optimizer = adam: set them with -s")
+    device, shape, classes = pick_device(config.compute), sample_shape(config.data), num_classes(config.data)
+    data = torch.rand(256, *shape, device=device, dtype=dtype_of(config.compute)) * 2 - 1
+    peers = [freeze(build(config, shape, y).to(device), config.compute.autocast) for y in range(1, classes)]
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # as a simulated client has it
     try:
@@ -108,9 +105,9 @@ class _Loops:
         self.ours: list[float] = []
         self.bare: list[float] = []
         shape = tuple(data.shape[1:])
-        self.player = Player.start(build(config, shape, 0).to(self.device), config)
+        self.player = Player.start(build(config, shape, 0).to(self.device), config.optimiser)
         self.bare_loop = _bare(config, data, self.peers, count)
-        self.process = make_process(config, self.device)
+        self.process = make_process(config.diffusion, self.device, dtype_of(config.compute))
         self.steps, self.memory = 1, None
         self.flops = _flops(config, self.player.network, data, self.peers[:1] * count)
 
@@ -168,10 +165,10 @@ def _clock(device: torch.device) -> float:
 def _bare(config: RunConfig, data: Tensor, peers: list[nn.Module], count: int) -> Iterator[None]:
     """The loop one would write: draw, noise, own forward, each peer's forward, backward, clip, Adam, average."""
     network = build(config, tuple(data.shape[1:]), 0).to(data.device)
-    process, parameters = make_process(config, data.device), list(network.parameters())
+    process, parameters = make_process(config.diffusion, data.device, data.dtype), list(network.parameters())
     optimizer = torch.optim.Adam(parameters, lr=config.optimiser.learning_rate, fused=True)
     average = [parameter.detach().clone() for parameter in parameters]
-    omega, half = process.weight(config.mutual.omega_weight), config.compute.autocast == "bfloat16"
+    omega, autocast = process.weight(config.mutual.omega_weight), config.compute.autocast
     while True:
         x0 = data[torch.randint(len(data), (config.optimiser.batch,), device=data.device)]
         if config.optimiser.flips:
@@ -179,14 +176,15 @@ def _bare(config: RunConfig, data: Tensor, peers: list[nn.Module], count: int) -
             x0 = torch.where(expand(mirrored, x0), x0.flip(-1), x0)
         index = torch.randint(len(process), (config.optimiser.batch,), device=data.device)
         noise = torch.randn_like(x0)
-        x = expand(process.alpha[index], x0) * x0 + expand(process.sigma[index], x0) * noise
-        t = process.times[index]
-        output = predict(network, x, t, half)
-        loss = (output - noise).square().mean()
+        alpha, sigma = expand(process.alpha[index], x0), expand(process.sigma[index], x0)
+        x, t = alpha * x0 + sigma * noise, process.times[index]
+        target = denoising_target(config.diffusion.parametrisation, x0, noise, alpha, sigma)
+        output = predict(network, x, t, autocast)
+        loss = (output - target).square().mean()
         if count:
             chosen = torch.randperm(len(peers))[:count].tolist()
             with torch.no_grad():
-                mean = sum(predict(peers[z], x, t, half) for z in chosen) / count
+                mean = sum(predict(peers[z], x, t, autocast) for z in chosen) / count
             loss = loss + (omega[index] * (output - mean).square().flatten(1).mean(1)).mean()
         optimizer.zero_grad()
         loss.backward()
@@ -199,17 +197,14 @@ def _bare(config: RunConfig, data: Tensor, peers: list[nn.Module], count: int) -
 
 def _flops(config: RunConfig, network: nn.Module, data: Tensor, peers: list[nn.Module]) -> float:
     """Floating-point operations of a step: own forward and backward, and the peers' forward."""
-    x, t, half = (
-        data[: config.optimiser.batch],
-        make_process(config, data.device).times[:1],
-        config.compute.autocast == "bfloat16",
-    )
+    x, autocast = data[: config.optimiser.batch], config.compute.autocast
+    t = make_process(config.diffusion, data.device, data.dtype).times[:1]
     x = x.repeat(math.ceil(config.optimiser.batch / len(x)), *(1 for _ in x.shape[1:]))[: config.optimiser.batch]
     with FlopCounterMode(display=False) as counter:
-        predict(network, x, t.expand(len(x)), half).sum().backward()
+        predict(network, x, t.expand(len(x)), autocast).sum().backward()
         with torch.no_grad():
             for peer in peers:
-                predict(peer, x, t.expand(len(x)), half)
+                predict(peer, x, t.expand(len(x)), autocast)
     network.zero_grad()
     return float(counter.get_total_flops())
 
@@ -217,7 +212,7 @@ def _flops(config: RunConfig, network: nn.Module, data: Tensor, peers: list[nn.M
 def _peak(config: RunConfig, device: torch.device) -> float:
     """Floating-point operations a second of one large matrix product: the best of a few."""
     size = 8192 if device.type == "cuda" else 1024
-    dtype = torch.bfloat16 if config.compute.autocast == "bfloat16" else getattr(torch, config.compute.dtype)
+    dtype = torch.bfloat16 if config.compute.autocast == "bfloat16" else dtype_of(config.compute)
     a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
     seconds = []
     for _ in range(5):

@@ -8,7 +8,7 @@ import torch
 from client.store import Busy, StaleRound, Store
 from fedmutual.checkpoint import Unwritable
 from fedmutual.config import RunConfig
-from fedmutual.diffusion.choose import make_process
+from fedmutual.diffusion import make_process
 from fedmutual.learning.igd import local_steps
 from fedmutual.learning.peers import Peers
 from fedmutual.learning.player import Player
@@ -25,13 +25,13 @@ def config(optimizer="adam"):
 
 def player(settings=None):
     settings = settings or config()
-    return Player.start(build(settings, SHAPE, 0), settings)
+    return Player.start(build(settings, SHAPE, 0), settings.optimiser)
 
 
 def advance(one, round_, settings=None):
     settings = settings or config()
     data = torch.rand(6, *SHAPE, generator=torch.Generator().manual_seed(0))
-    local_steps(one, data, Peers(), settings, make_process(settings), 0, round_)
+    local_steps(one, data, Peers(), settings, make_process(settings.diffusion), 0, round_)
 
 
 def numbers(one, attempt, round_):

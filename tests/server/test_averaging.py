@@ -8,7 +8,7 @@ from flwr.app import Error, Message, MessageType
 
 from client.averaging import add_proximal_term
 from client.averaging import app as client
-from fedmutual.diffusion.choose import make_process
+from fedmutual.diffusion import make_process
 from fedmutual.learning.igd import local_steps
 from fedmutual.learning.peers import Peers
 from fedmutual.learning.player import Player
@@ -39,7 +39,8 @@ def test_one_round_is_the_mean_of_the_clients_weighted_by_their_samples(small):
     sums, total = {}, 0
     for y in range(10):
         data, network = load_class(config, y).train, build_conditional(config, SHAPE, 10)
-        local_steps(Player.start(OfClass(network, y), config), data, Peers(), config, make_process(config), y, 1)
+        player, process = Player.start(OfClass(network, y), config.optimiser), make_process(config.diffusion)
+        local_steps(player, data, Peers(), config, process, y, 1)
         for name, parameter in network.named_parameters():
             sums[name] = sums.get(name, 0) + len(data) * parameter.detach()
         total += len(data)

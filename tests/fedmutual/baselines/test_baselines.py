@@ -12,7 +12,8 @@ from fedmutual.baselines.pooled import pooled
 from fedmutual.baselines.reweighted import reweighted
 from fedmutual.baselines.shared_igd import peer_mean, shared_igd
 from fedmutual.data.source import ClassData
-from fedmutual.diffusion.choose import make_process
+from fedmutual.device import dtype_of
+from fedmutual.diffusion import make_process
 from fedmutual.diffusion.sampling import sample
 from fedmutual.errors import UserError
 from fedmutual.learning.conditional import Pool, by_class, by_sample, in_turn
@@ -231,7 +232,8 @@ OUTPUTS = [{"parametrisation": name} for name in ("noise", "score", "velocity")]
 def test_memory_gives_back_its_training_samples(small, data, settings):
     config = small(**settings)
     known = memory.memory(config, data).networks[9]["samples"]
-    network, process = memory.Memory(known, config), make_process(config)
+    process = make_process(config.diffusion)
+    network = memory.Memory(known, process, config.diffusion.parametrisation)
     options = {"parametrisation": config.diffusion.parametrisation, "sampler": "ddpm", "clip": True}
     drawn = sample(network, process, SHAPE, 40, generator(0), **options)
     distances = torch.cdist(drawn.flatten(1), known.flatten(1))
@@ -243,8 +245,8 @@ def test_memory_gives_back_its_training_samples(small, data, settings):
 def test_memory_minimises_the_denoising_loss(small):
     """Two samples on a line: x_0 is their mean weighted by Gaussian likelihoods, and the noise follows from it."""
     config = small(dtype="float64")
-    process = make_process(config)
-    network = memory.Memory(torch.tensor([[-1.0], [1.0]], dtype=torch.float64), config)
+    process = make_process(config.diffusion, dtype=dtype_of(config.compute))
+    network = memory.Memory(torch.tensor([[-1.0], [1.0]], dtype=torch.float64), process, "noise")
     x, j = torch.tensor([[0.3]], dtype=torch.float64), 12
     alpha, sigma = process.alpha[j], process.sigma[j]
     likelihood = [torch.exp(-((0.3 - alpha * known) ** 2) / (2 * sigma**2)) for known in (-1, 1)]

@@ -283,18 +283,22 @@ def test_an_untrained_network_tells_nothing(y):
         assert estimate.low < 0.5 < estimate.high, attack
 
 
-def test_a_score_network_is_asked_for_its_noise():
+@pytest.mark.parametrize("parametrisation", ["score", "velocity"])
+def test_a_network_of_scores_or_velocities_is_asked_for_its_noise(parametrisation):
+    """s = -eps / sigma; eps = sigma x + alpha v, so v = (eps - sigma x) / alpha: one function, one audit."""
     train, unseen = OVERLAP.sample(60, generator()).split([20, 40])
 
-    class Score(torch.nn.Module):
+    class Expressed(torch.nn.Module):
         def forward(self, x, t):
             index = t.long()
-            return expand(-1 / PROCESS.sigma[index], x) * empirical(train)(x, int(index[0]))
+            alpha, sigma = expand(PROCESS.alpha[index], x), expand(PROCESS.sigma[index], x)
+            noise = empirical(train)(x, int(index[0]))
+            return -noise / sigma if parametrisation == "score" else (noise - sigma * x) / alpha
 
-    by_score = run_audit(noise_predictor(Score(), PROCESS, "score", clip=False), train, unseen)
+    expressed = run_audit(noise_predictor(Expressed(), PROCESS, parametrisation, clip=False), train, unseen)
     by_noise = run_audit(empirical(train), train, unseen)
     for key, finding in by_noise.items():
-        assert by_score[key].estimate == pytest.approx(finding.estimate, nan_ok=True), key
+        assert expressed[key].estimate == pytest.approx(finding.estimate, nan_ok=True), key
 
 
 # Runs

@@ -7,14 +7,15 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fedmutual.config import RunConfig
-from fedmutual.diffusion.choose import make_process
+from fedmutual.device import dtype_of
+from fedmutual.diffusion import make_process
 from fedmutual.diffusion.process import expand
-from fedmutual.learning import igd
+from fedmutual.learning import batches, peers
 from fedmutual.learning.held_out import held_out_loss
 from fedmutual.learning.igd import Diverged, local_steps
 from fedmutual.learning.objective import denoising_loss, denoising_target, mutual_loss
-from fedmutual.learning.peers import Peers, draw_for_steps, effective_beta
-from fedmutual.learning.player import Player, freeze, learning_rate
+from fedmutual.learning.peers import Peers, draw_for_steps, effective_beta, freeze
+from fedmutual.learning.player import Player, learning_rate
 from fedmutual.networks import build
 from fedmutual.seeds import derive, generator
 
@@ -26,12 +27,16 @@ def config(**settings):
     return RunConfig.of(base, {key.replace("_", "-"): value for key, value in settings.items()})
 
 
+def process_of(settings):
+    return make_process(settings.diffusion, dtype=dtype_of(settings.compute))
+
+
 def player_of(settings, y=0):
-    return Player.start(build(settings, SHAPE, y), settings)
+    return Player.start(build(settings, SHAPE, y), settings.optimiser)
 
 
 def peers_of(settings):
-    return Peers([freeze(build(settings, SHAPE, y), settings) for y in (1, 2)], [0.25, 0.75])
+    return Peers([freeze(build(settings, SHAPE, y), settings.compute.autocast) for y in (1, 2)], [0.25, 0.75])
 
 
 @pytest.fixture
@@ -77,7 +82,7 @@ def test_steps_are_those_of_a_plain_loop(data, optimizer, peers_per_step, parame
     """The same draws through a loop as one would write it: per-step peers, torch's own clip, average and optimiser."""
     settings = config(optimizer=optimizer, beta=0.7, beta_rule="constant", warmup=4, clip=0.3, ema=0.9, dtype="float64")
     settings = settings.but(peers_per_step=peers_per_step, parametrisation=parametrisation)
-    data, process, peers = data.double(), make_process(settings), peers_of(settings)
+    data, process, peers = data.double(), process_of(settings), peers_of(settings)
     player = player_of(settings)
     network = copy.deepcopy(player.network)
     measured = local_steps(player, data, peers, settings, process, y=0, round_=1)
@@ -156,15 +161,15 @@ def test_the_gradient_by_a_drawn_peer_is_that_of_all_peers_in_the_mean(data):
 
 
 def test_as_many_peers_a_step_as_there_are_is_all_of_them_bit_for_bit(data):
-    found = []
+    trained = []
     for count in (0, 2, 7, 1):
         settings = config(peers_per_step=count)
         player = player_of(settings)
-        local_steps(player, data, peers_of(settings), settings, make_process(settings), 0, 1)
-        found.append(player.published()["outer.weight"])
-    assert torch.equal(found[0], found[1])
-    assert torch.equal(found[0], found[2])
-    assert not torch.equal(found[0], found[3])
+        local_steps(player, data, peers_of(settings), settings, process_of(settings), 0, 1)
+        trained.append(player.published()["outer.weight"])
+    assert torch.equal(trained[0], trained[1])
+    assert torch.equal(trained[0], trained[2])
+    assert not torch.equal(trained[0], trained[3])
 
 
 def test_a_drawn_peer_runs_on_its_own_steps_alone(data):
@@ -180,7 +185,7 @@ def test_a_drawn_peer_runs_on_its_own_steps_alone(data):
         settings = config(peers_per_step=count)
         rows.clear()
         peers = Peers([Counting() for _ in range(9)], [1 / 9] * 9)
-        local_steps(player_of(settings), data, peers, settings, make_process(settings), 0, 1)
+        local_steps(player_of(settings), data, peers, settings, process_of(settings), 0, 1)
         assert sum(rows) == expected
 
 
@@ -190,13 +195,15 @@ def test_bfloat16_runs_networks_alone_in_it(data):
     peers = peers_of(fast)
     assert {parameter.dtype for parameter in peers.networks[0].parameters()} == {torch.bfloat16}
     t = torch.arange(10.0)
-    mean = peers.mean(data, t, autocast=True)
+    mean = peers.mean(data, t, "bfloat16")
     assert mean.dtype == torch.float32
     torch.testing.assert_close(mean, peers_of(plain).mean(data, t), rtol=0.03, atol=0.03)
     steps = {}
     for settings in (plain, fast):
         player = player_of(settings)
-        steps[settings.autocast] = local_steps(player, data, peers_of(settings), settings, make_process(settings), 0, 1)
+        steps[settings.compute.autocast] = local_steps(
+            player, data, peers_of(settings), settings, process_of(settings), 0, 1
+        )
         assert {tensor.dtype for tensor in player.published().values()} == {torch.float32}
     assert steps["bfloat16"].loss == pytest.approx(steps["none"].loss, rel=0.02)
     assert steps["bfloat16"].mutual == pytest.approx(steps["none"].mutual, rel=0.05)
@@ -216,7 +223,7 @@ def test_nothing_waits_for_the_device_within_a_round(data):
     counts = []
     for steps in (3, 12):
         settings = config(local_steps=steps, peers_per_step=1)
-        player, peers, process = player_of(settings), peers_of(settings), make_process(settings)
+        player, peers, process = player_of(settings), peers_of(settings), process_of(settings)
         with Reads() as reads:
             local_steps(player, data, peers, settings, process, 0, 1)
         counts.append(reads.count)
@@ -228,7 +235,7 @@ def test_fixed_draws_descend_the_whole_empirical_loss(data):
     settings = config(
         draws="fixed", optimizer="sgd", learning_rate=0.05, schedule="constant", clip=0.0, ema=0.0, local_steps=1
     )
-    process, player = make_process(settings), player_of(settings)
+    process, player = process_of(settings), player_of(settings)
     losses = [local_steps(player, data, Peers(), settings, process, 0, round_).loss for round_ in range(1, 8)]
     assert losses == sorted(losses, reverse=True)
     noise = torch.randn(25, *data.shape, generator=generator(settings.seed, 0, 0, "noise"))
@@ -249,23 +256,28 @@ def test_fixed_draws_descend_the_whole_empirical_loss(data):
 @pytest.mark.parametrize("block", [1, 2 * 8 * 16, 2**18])
 def test_blocks_cover_every_step_once_with_its_own_peers(data, monkeypatch, block, peers_per_step, passes):
     """Five steps in blocks of one, of two (the last one short), and all at once; peers on one step or all."""
-    monkeypatch.setattr(igd, "BLOCK", block)
-    monkeypatch.setattr(igd, "PASS", passes)
-    settings = config(local_steps=5)
-    peers, process = peers_of(settings), make_process(settings)
-    shares = draw_for_steps(peers.weights, peers_per_step, 5, generator(1))
-    batches = list(igd._fresh(data, peers, process, settings, generator(0), shares))
-    assert len(batches) == 5
-    for batch, weights in zip(batches, shares.tolist(), strict=True):
+    monkeypatch.setattr(batches, "BLOCK", block)
+    monkeypatch.setattr(peers, "PASS", passes)
+    settings, rows = config(local_steps=5), []
+    known, process = peers_of(settings), process_of(settings)
+    for network in known.networks:
+        network.register_forward_hook(lambda module, inputs, output: rows.append(len(inputs[0])))
+    shares = draw_for_steps(known.weights, peers_per_step, 5, generator(1))
+    steps = list(batches.fresh(data, known, shares, process, settings, generator(0)))
+    assert len(steps) == 5
+    together = {1: 1, 2 * 8 * 16: 2, 2**18: 5}[block] if passes > 1 else 1
+    if not peers_per_step:
+        assert max(rows) == 8 * together, "the block, and what goes through a peer at once, are those set here"
+    for batch, weights in zip(steps, shares.tolist(), strict=True):
         assert batch.x.shape == (8, *SHAPE)
-        mean = sum(w * network(batch.x, batch.t) for w, network in zip(weights, peers.networks, strict=True))
+        mean = sum(w * network(batch.x, batch.t) for w, network in zip(weights, known.networks, strict=True))
         torch.testing.assert_close(batch.peer_mean, mean, rtol=1e-4, atol=1e-6)
-    assert len({float(batch.x.sum()) for batch in batches}) == 5
+    assert len({float(batch.x.sum()) for batch in steps}) == 5
 
 
 def test_rounds_and_classes_draw_differently(data):
     settings = config()
-    process = make_process(settings)
+    process = process_of(settings)
     losses = set()
     for y, round_ in ((0, 1), (0, 2), (1, 1)):
         losses.add(local_steps(player_of(settings), data, Peers(), settings, process, y, round_).loss)
@@ -276,7 +288,7 @@ def test_published_network_is_the_average_and_the_iterate_without_one(data):
     for ema in (0.0, 0.9):
         settings = config(ema=ema)
         player = player_of(settings)
-        local_steps(player, data, Peers(), settings, make_process(settings), 0, 1)
+        local_steps(player, data, Peers(), settings, process_of(settings), 0, 1)
         same = all(torch.equal(player.published()[name], p) for name, p in player.network.named_parameters())
         assert same == (ema == 0.0)
         assert player.published().keys() == player.network.state_dict().keys()
@@ -284,19 +296,17 @@ def test_published_network_is_the_average_and_the_iterate_without_one(data):
 
 def test_scarcity_spares_the_head_and_constant_does_not():
     scarce, constant = config(beta=2.0, scarcity=10.0), config(beta=2.0, beta_rule="constant")
-    assert effective_beta(scarce, 10) == pytest.approx(1.0)
-    assert effective_beta(scarce, 990) == pytest.approx(0.02)
-    assert effective_beta(constant, 990) == 2.0
-    assert effective_beta(config(beta=0.0), 5) == 0.0
+    assert effective_beta(scarce.mutual, 10) == pytest.approx(1.0)
+    assert effective_beta(scarce.mutual, 990) == pytest.approx(0.02)
+    assert effective_beta(constant.mutual, 990) == 2.0
+    assert effective_beta(config(beta=0.0).mutual, 5) == 0.0
 
 
 def test_learning_rate_warms_up_then_falls_to_zero():
-    settings = config(learning_rate=0.1, warmup=4)
-    assert [learning_rate(config(learning_rate=0.1, warmup=4, schedule="constant"), k) for k in (0, 1, 3, 9)] == (
-        pytest.approx([0.025, 0.05, 0.1, 0.1])
-    )
-    assert learning_rate(settings, 18) == pytest.approx(0.0)
-    assert learning_rate(settings, 9) == pytest.approx(0.05)
+    cosine, constant = (config(learning_rate=0.1, warmup=4, schedule=name).optimiser for name in ("cosine", "constant"))
+    assert [learning_rate(constant, k, 18) for k in (0, 1, 3, 9)] == pytest.approx([0.025, 0.05, 0.1, 0.1])
+    assert learning_rate(cosine, 18, 18) == pytest.approx(0.0)
+    assert learning_rate(cosine, 9, 18) == pytest.approx(0.05)
 
 
 @pytest.mark.parametrize("poison", ["data", "rate"])
@@ -305,7 +315,7 @@ def test_divergence_names_class_round_and_step(data, poison):
     if poison == "data":
         data[3] = float("nan")
     with pytest.raises(Diverged, match=r"class 2, round 7, local step [1-6]:"):
-        local_steps(player_of(settings), data, Peers(), settings, make_process(settings), 2, 7)
+        local_steps(player_of(settings), data, Peers(), settings, process_of(settings), 2, 7)
 
 
 def test_dropout_is_seeded_and_the_global_generator_is_left_alone(data):
@@ -321,8 +331,8 @@ def test_dropout_is_seeded_and_the_global_generator_is_left_alone(data):
     torch.manual_seed(1)
     network, state = Dropping(), torch.get_rng_state()
     for _ in range(2):
-        player = Player.start(copy.deepcopy(network), settings)
-        local_steps(player, data, Peers(), settings, make_process(settings), 0, 1)
+        player = Player.start(copy.deepcopy(network), settings.optimiser)
+        local_steps(player, data, Peers(), settings, process_of(settings), 0, 1)
         results.append(player.published()["layer.weight"])
         assert torch.equal(state, torch.get_rng_state())
         torch.manual_seed(1)
@@ -336,8 +346,8 @@ def test_flips_mirror_about_half_of_the_images():
     image[..., 0] = 1
     rng = generator(0, derive(0), device="cpu")
     nobody = draw_for_steps([], 0, 1, rng)
-    batch = next(iter(igd._fresh(image, Peers(), make_process(settings), settings, rng, nobody)))
-    process = make_process(settings)
+    batch = next(iter(batches.fresh(image, Peers(), nobody, process_of(settings), settings, rng)))
+    process = process_of(settings)
     index = batch.t.long()
     x0 = (batch.x - expand(process.sigma[index], batch.x) * batch.target) / expand(process.alpha[index], batch.x)
     sure = process.sigma[index] < 0.9
@@ -347,8 +357,12 @@ def test_flips_mirror_about_half_of_the_images():
 
 def test_held_out_loss_compares_rounds_on_the_same_draws(data):
     settings = config()
-    process, network = make_process(settings), build(settings, SHAPE, 0)
-    first, again = (held_out_loss(network, data, settings, process, 0) for _ in range(2))
+    process, network = process_of(settings), build(settings, SHAPE, 0)
+
+    def loss(y):
+        return held_out_loss(network, data, settings.diffusion, settings.compute.autocast, process, settings.seed, y)
+
+    first, again = loss(0), loss(0)
     assert first == again
     assert first == pytest.approx(1.0, abs=0.3)  # an untrained network says about nothing of unit noise
-    assert held_out_loss(network, data, settings, process, 1) != first
+    assert loss(1) != first

@@ -12,12 +12,12 @@ from fedmutual.errors import UserError
 from fedmutual.evaluation.intervals import Estimate
 from fedmutual.theory.moments import denoising_losses
 from simulations.cli.app import app
-from simulations.game import claims as game_claims
+from simulations.game import claims
 from simulations.game.cases import PRESETS, Settings, geometric_counts, preset
 from simulations.game.command import run, write
 from simulations.game.controls import alone, auto_beta, copy_head, pooled, similar_peers, tuned_ridge
 from simulations.game.dynamics import Curve, slopes
-from simulations.game.play import Measured, draw, frechet_distances
+from simulations.game.play import ALONE, Measured, at, draw, frechet_distances
 
 pytestmark = pytest.mark.xdist_group("game_command")  # its fixtures are made once
 
@@ -65,7 +65,22 @@ def test_one_seed_has_no_interval(tmp_path):
     assert all(row["ci95"] is None for row in report.rows if row["metric"] == "kl")
     write(report, "case-two", 1, QUICK, tmp_path)
     assert "NaN" not in (tmp_path / "rows.json").read_text()
-    assert "nan" not in (tmp_path / "report.html").read_text().split("<h2>Tables")[1]
+    page = (tmp_path / "report.html").read_text()
+    assert "nan" not in page.split("<h2>Tables")[1]
+    assert "None" not in page
+    undecided = [claim for claim in report.claims if claim.claim.startswith(("the Nash gap", "the gap stops"))]
+    assert [claim.verdict for claim in undecided] == ["undecided"] * 2
+
+
+def test_sentences_give_numbers_and_rows_know_their_beta_without_reading_names(monkeypatch):
+    few = replace(PRESETS["many"], cases=PRESETS["many"].cases[:1])
+    monkeypatch.setitem(PRESETS, "many", few)
+    report = run("many", 2, QUICK, None)
+    assert not any("Estimate(" in claim.sentence for claim in report.claims)
+    betas = {row["method"]: row["beta"] for row in report.rows if row["learning"] == "equilibrium"}
+    assert betas["beta 0.1, similar peers"] == betas["beta 0.1"] == 0.1
+    assert betas["beta auto, caution 0"] == betas["beta auto, similar peers"] == "auto"
+    assert betas["tuned ridge"] is betas["pooled"] is None
 
 
 def test_command_prints_one_object_and_nothing_else(tmp_path):
@@ -156,9 +171,9 @@ def test_frechet_distance_of_the_truth_itself_is_small():
     untrained = world.game(torch.zeros(2, dtype=torch.float64)).untrained
     # A score of zero makes every variance grow by e^4 + (e^4 - 1): from 1 to about 106, nothing like the truth's.
     spread = math.exp(4) + math.exp(4) - 1
-    found = frechet_distances(world, untrained[None], 4000)[0, :, 1]
+    distances = frechet_distances(world, untrained[None], 4000)[0, :, 1]
     expected = 2 * (math.sqrt(spread) - 2) ** 2
-    torch.testing.assert_close(found, torch.full_like(found, expected), rtol=0.05, atol=0)
+    torch.testing.assert_close(distances, torch.full_like(distances, expected), rtol=0.05, atol=0)
 
 
 def test_slopes_of_a_power_law_are_its_exponent():
@@ -168,19 +183,19 @@ def test_slopes_of_a_power_law_are_its_exponent():
 
 
 def test_interval_is_students():
-    found = Estimate.of([1.0, 2.0, 3.0])
-    assert (found.mean, found.half) == (pytest.approx(2.0), pytest.approx(4.302653 / math.sqrt(3)))
+    estimate = Estimate.of([1.0, 2.0, 3.0])
+    assert (estimate.mean, estimate.half) == (pytest.approx(2.0), pytest.approx(4.302653 / math.sqrt(3)))
 
 
 def test_verdicts_follow_the_numbers():
     def measured(shift):
         base = torch.rand(50, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
         noise = 0.01 * torch.randn(50, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-        values = {("equilibrium", "beta 0"): base, ("equilibrium", "beta 0.01"): base + shift + noise}
+        values = {("equilibrium", ALONE): base, ("equilibrium", at(0.01)): base + shift + noise}
         return (PRESETS["overlap"].cases[0], Measured(values, {}, {}))
 
     def outcome(*shifts):
-        return game_claims.lower_worst({str(k): measured(shift) for k, shift in enumerate(shifts)})[0].verdict
+        return claims.lower_worst({str(k): measured(shift) for k, shift in enumerate(shifts)})[0].verdict
 
     assert outcome(-0.1, -0.2) == "reproduced"
     assert outcome(-0.1, 0.2) == "only under conditions"

@@ -9,7 +9,7 @@ import torch
 from diffusers import DDIMScheduler, DDPMPipeline
 
 from fedmutual.config import RunConfig
-from fedmutual.diffusion.choose import make_process
+from fedmutual.diffusion import make_process
 from fedmutual.diffusion.sampling import sample
 from fedmutual.errors import UserError
 from fedmutual.settings import write_settings
@@ -78,7 +78,7 @@ def assert_same_samples(run, pipeline, parametrisation, steps):
     ).images
     draw = torch.Generator().manual_seed(1)
     options = {"parametrisation": parametrisation, "sampler": "ddpm", "steps": steps, "clip": True}
-    ours = sample(own(run), make_process(run), (1, 8, 8), 5, draw, **options)
+    ours = sample(own(run), make_process(run.diffusion), (1, 8, 8), 5, draw, **options)
     expected = (ours / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).numpy()
     np.testing.assert_allclose(images, expected, atol=1e-4)
     assert images.std() > 0.05
@@ -86,7 +86,9 @@ def assert_same_samples(run, pipeline, parametrisation, steps):
 
 def test_the_scheduler_is_the_runs_and_can_be_exchanged(run, pipeline):
     loaded, _ = pipeline
-    torch.testing.assert_close(loaded.scheduler.alphas_cumprod.double().sqrt(), make_process(run).alpha.double())
+    torch.testing.assert_close(
+        loaded.scheduler.alphas_cumprod.double().sqrt(), make_process(run.diffusion).alpha.double()
+    )
     assert loaded.scheduler.config.clip_sample is True
     quick = DDPMPipeline(loaded.unet, DDIMScheduler.from_config(loaded.scheduler.config))
     quick.set_progress_bar_config(disable=True)

@@ -8,10 +8,15 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+from fedmutual.diffusion import make_process
+from fedmutual.diffusion.process import expand
 from fedmutual.errors import UserError
 from fedmutual.evaluation.membership import TIMES
-from fedmutual.evaluation.peer_gain import pull
+from fedmutual.evaluation.peer_gain import Pull, pull
+from fedmutual.settings import write_settings
 from simulations.cli.app import app
+from simulations.runs import peer_gain
+from simulations.runs.networks import class_networks
 from simulations.runs.peer_gain import weigh_peers
 from tests.support.federation import federate
 
@@ -56,6 +61,37 @@ def test_a_run_is_weighed_class_by_class(small):
     counts = {row["class"]: row["n_train"] for row in first}
     assert own["rarest"] == pytest.approx(np.mean([own[y] for y in sorted(classes, key=counts.get)[:3]]))
     assert all(row["best_peer"] in set(classes) - {row["class"]} for row in first if row["class"] in classes)
+
+
+def test_velocities_are_weighed_as_the_noise_that_they_say(small, monkeypatch):
+    """eps = sigma x + alpha v: the same functions, put out as (eps - sigma x) / alpha, give the same rows."""
+    config = small(dtype="float64")
+    federate(config)
+    folder, process = Path(config.federation.out), make_process(config.diffusion, dtype=torch.float64)
+    by_noise = weigh_peers(folder)
+
+    class Velocity(torch.nn.Module):
+        def __init__(self, network):
+            super().__init__()
+            self.network = network
+
+        def forward(self, x, t):
+            index = t.long()
+            alpha, sigma = expand(process.alpha[index], x), expand(process.sigma[index], x)
+            return (self.network(x, t) - sigma * x) / alpha
+
+    def velocities(*arguments):
+        round_, networks = class_networks(*arguments)
+        return round_, {y: Velocity(network) for y, network in networks.items()}
+
+    monkeypatch.setattr(peer_gain, "class_networks", velocities)
+    (folder / "config.toml").write_text(write_settings(config.settings() | {"parametrisation": "velocity"}))
+    by_velocity = weigh_peers(folder)
+    assert len(by_velocity) == len(by_noise)
+    for row, expected in zip(by_velocity, by_noise, strict=True):
+        assert (row["class"], row["t"], row["best_peer"]) == (expected["class"], expected["t"], expected["best_peer"])
+        for name in (*Pull._fields, "best_share", "best_gain"):
+            assert row[name] == pytest.approx(expected[name], rel=1e-9, abs=1e-12), name
 
 
 def test_the_command_prints_both_tables_or_the_rows(small):

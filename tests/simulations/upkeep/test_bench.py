@@ -17,7 +17,9 @@ def quick(monkeypatch):
     monkeypatch.setattr(bench, "SCALING_PEERS", 1)
 
 
-@pytest.mark.parametrize("settings", [{}, {**TINY_UNET, "autocast": "bfloat16", "flips": True}])
+@pytest.mark.parametrize(
+    "settings", [{}, {"parametrisation": "velocity"}, {**TINY_UNET, "autocast": "bfloat16", "flips": True}]
+)
 def test_a_step_is_timed_with_no_peer_one_and_all(quick, settings):
     done = []
     rows = bench.bench([RunConfig.of(SMALL, settings)], ["step"], done.append)
