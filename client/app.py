@@ -43,7 +43,7 @@ _loaded = LoadedPeers()
 
 @app.query()
 def hello(message: Message, context: Context) -> Message:
-    """Which class this client holds, and how many clients its side was told there are (0: not told)."""
+    """Which class this client holds, and how many clients its node settings say there are (0: they do not say)."""
     partitions = int(context.node_config.get("num-partitions", 0))
     record = MetricRecord({"class": class_of(context), "partitions": partitions})
     return Message(RecordDict({"hello": record}), reply_to=message)
@@ -157,7 +157,7 @@ def own_data(config: RunConfig, y: int, device: torch.device) -> ClassData:
     """This client's samples on the device, in the run's dtype; kept for the rounds that this process serves.
 
     Raises:
-        UserError: there is no class y, or its data are not told of or cannot be used.
+        UserError: there is no class y, or its data have no path or cannot be used.
     """
     if config.data.source in ("npz", "folder") and not config.data.path:
         raise UserError('this client has no data: start it with data-path="/path/to/them" in --node-config')

@@ -6,6 +6,7 @@ to compare with, in simulations: what arrives is not checked as in `client.app`,
 
 import json
 import time
+from typing import Any, cast
 
 import torch
 from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
@@ -32,7 +33,7 @@ def train(message: Message, context: Context) -> Message:
 
     Flower's strategies weigh a client by `num-examples`, so that this method tells the server each class's size.
     """
-    order = message.content.config_records["config"]
+    order = cast(dict[str, Any], message.content.config_records["config"])  # of our own server, in a simulation
     config = RunConfig.of(json.loads(order["settings"]), node_settings(context))
     y, round_, device = class_of(context), int(order["server-round"]), pick_device(config.compute)
     data = own_data(config, y, device)
@@ -47,7 +48,7 @@ def train(message: Message, context: Context) -> Message:
     process = make_process(config.diffusion, device, dtype_of(config.compute))
     started = time.perf_counter()
     steps = local_steps(player, data.train, Peers(), config, process, y, round_)
-    numbers = {
+    numbers: dict[str, int | float | list[int] | list[float]] = {
         "class": y,
         "num-examples": len(data.train),
         "loss": steps.loss,
@@ -68,12 +69,13 @@ def add_proximal_term(network: nn.Module, mu: float) -> None:
     Its gradient mu (w - w_0) joins each parameter's as soon as that is there, ahead of clipping.
     """
 
-    start = {parameter: parameter.detach().clone() for parameter in network.parameters()}
+    start: dict[torch.Tensor, torch.Tensor] = {p: p.detach().clone() for p in network.parameters()}
 
     def pull_back(parameter: torch.Tensor) -> None:
-        parameter.grad.add_(parameter.detach() - start[parameter], alpha=mu)
+        if parameter.grad is not None:
+            parameter.grad.add_(parameter.detach() - start[parameter], alpha=mu)
 
-    for parameter in start:
+    for parameter in network.parameters():
         parameter.register_post_accumulate_grad_hook(pull_back)
 
 

@@ -83,9 +83,9 @@ class Store:
         Raises:
             StaleRound: an order of an older attempt, or of a round before the newest state's.
         """
-        found = load_newest(self._files())
-        if found:
-            newest = found[2]
+        state = load_newest(self._files())
+        if state:
+            newest = state[2]
             if attempt < newest["attempt"]:
                 raise StaleRound(f"attempt {attempt} of the server is over: attempt {newest['attempt']} is at work")
             if attempt == newest["attempt"] and round_ < newest["round"]:
@@ -94,10 +94,10 @@ class Store:
                 for path in self._files():
                     if _round_of(path) > checkpointed:
                         path.unlink()
-                found = load_newest(self._files())
-        if not found:
+                state = load_newest(self._files())
+        if not state:
             return {}
-        _, tensors, numbers = found
+        _, tensors, numbers = state
         _unpack(player, tensors)
         player.step = numbers["step"]
         return numbers
@@ -138,7 +138,9 @@ def _pack(player: Player) -> dict[str, Tensor]:
 
 def _unpack(player: Player, tensors: dict[str, Tensor]) -> None:
     """The inverse of `_pack`, into a player of the same settings, on that player's device."""
-    network, average, optimizer = {}, {}, {}
+    network: dict[str, Tensor] = {}
+    average: dict[int, Tensor] = {}
+    optimizer: dict[int, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
         kind, _, rest = name.partition("/")
         if kind == "network":
@@ -149,6 +151,6 @@ def _unpack(player: Player, tensors: dict[str, Tensor]) -> None:
             index, _, key = rest.partition("/")
             optimizer.setdefault(int(index), {})[key] = tensor
     player.network.load_state_dict(network)
-    for index, parameter in enumerate(player.average):
-        parameter.copy_(average[index])
+    for place, parameter in enumerate(player.average):
+        parameter.copy_(average[place])
     player.optimizer.load_state_dict({**player.optimizer.state_dict(), "state": optimizer})

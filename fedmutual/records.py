@@ -13,6 +13,7 @@ import json
 import math
 import re
 import sys
+from collections.abc import Collection
 from io import BytesIO
 from typing import Any
 
@@ -136,7 +137,7 @@ def unpack_numbers(content: RecordDict) -> dict[str, int | float]:
 
 
 def unpack_hello(content: RecordDict) -> tuple[int, int]:
-    """(class, number of clients its side was told of) of a client that introduces itself.
+    """(class, number of clients in its node settings) of a client that introduces itself.
 
     Raises:
         Rejected: other names than `HELLO`, or values that are no whole numbers from 0.
@@ -144,7 +145,7 @@ def unpack_hello(content: RecordDict) -> tuple[int, int]:
     record = _numbers_in(content, "hello", HELLO)
     for name in HELLO:
         _check_whole(name, record[name])
-    return record["class"], record["partitions"]
+    return int(record["class"]), int(record["partitions"])
 
 
 def _numbers_in(
@@ -155,15 +156,17 @@ def _numbers_in(
     if record is None:
         raise Rejected(f"the reply holds no {name}")
     _check_names(name, set(record), set(needed), set(optional))
+    numbers: dict[str, int | float] = {}
     for key, value in record.items():
         # Whole numbers may be too large for math.isfinite; every comparison with NaN is false.
         if isinstance(value, list) or not 0 <= value <= sys.float_info.max:
             raise Rejected(f"{key} = {value} is not a finite number from 0")
-    return dict(record)
+        numbers[key] = value
+    return numbers
 
 
-def _check_names(what: str, found: set[str], needed: set[str], optional: set[str] = frozenset()) -> None:
-    missing, extra = sorted(needed - found), sorted(found - needed - optional)
+def _check_names(what: str, present: set[str], needed: set[str], optional: Collection[str] = frozenset()) -> None:
+    missing, extra = sorted(needed - present), sorted(present - needed - set(optional))
     if missing or extra:
         raise Rejected(f"{what} differ: missing {missing[:3]}, unexpected {extra[:3]}")
 
@@ -191,7 +194,7 @@ def unpack_order(content: RecordDict) -> dict[str, Any]:
     if record is None:
         raise Rejected("the message holds no order")
     _check_names("the order's entries", set(record), set(ORDER))
-    order = dict(record)
+    order: dict[str, Any] = dict(record)
     for name, least in (("attempt", 1), ("round", 1), ("checkpointed", 0), ("reported", 0)):
         _check_whole(name, order[name], least)
     if not (isinstance(order["run"], str) and RUN.fullmatch(order["run"])):

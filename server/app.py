@@ -1,6 +1,6 @@
 """The ServerApp: opens the run folder, then runs the rounds that are left."""
 
-from collections.abc import Callable
+from collections.abc import Mapping
 from contextlib import suppress
 from logging import ERROR, INFO
 from typing import Any
@@ -8,22 +8,22 @@ from typing import Any
 from flwr.app import ArrayRecord, Context
 from flwr.common.logger import log
 from flwr.serverapp import Grid, ServerApp
-from flwr.superlink.grid import HttpGrid
 
 from fedmutual.checkpoint import Unwritable
 from fedmutual.config import RunConfig, beyond_defaults, refuse_without_effect
 from fedmutual.data.source import num_classes, sample_shape
 from fedmutual.errors import UserError
 from server.bank import Bank
-from server.intake import Intake
+from server.intake import guarded
 from server.journal import Journal, settled_before
+from server.orders import OnRound, Run
 from server.pace import WORTHWHILE, settle, worthwhile_steps
-from server.strategy import MutualLearning, RunFailed
-
-OnRound = Callable[[list[dict[str, Any]]], None]
+from server.resending import Resending
+from server.roster import Roster, RunFailed
+from server.strategy import MutualLearning
 
 MEASURABLE = 1e-3
-"""Seconds of gradient steps, as clients tell them, from which advice can be worked out."""
+"""Seconds of gradient steps, as clients report them, from which advice can be worked out."""
 
 STOPS = "the run stops: "
 """What the log's line with the reason begins with."""
@@ -37,14 +37,9 @@ def main(grid: Grid, context: Context) -> None:
     try:
         config = RunConfig.of(dict(context.run_config))
         refuse_without_effect(config, beyond_defaults(config))
-
-        def tell(rows: list[dict[str, Any]]) -> None:
-            log(INFO, "%s", round_in_words(rows, strategy.config, strategy.roster.simulated))
-
-        strategy = prepare(config, tell)
-        log(INFO, "run folder: %s", strategy.journal.folder)
-        # Only replies from other machines come over Flower's HTTP; those of a simulation are this machine's own.
-        serve(Intake(grid, strategy.bank.reply_limit) if isinstance(grid, HttpGrid) else grid, strategy)
+        run = prepare(config)
+        log(INFO, "run folder: %s", run.journal.folder)
+        serve(guarded(grid, run.bank.reply_limit), run)
     except (UserError, RunFailed, Unwritable) as error:
         log(ERROR, "%s%s", STOPS, error)  # ahead of the traceback that Flower prints
         raise
@@ -71,8 +66,8 @@ def round_in_words(rows: list[dict[str, Any]], config: RunConfig, simulated: boo
     return f"{text}: local-steps = {steps} would make it {WORTHWHILE:.0%}"
 
 
-def prepare(config: RunConfig, on_round: OnRound = lambda rows: None) -> MutualLearning:
-    """Bank, run folder and strategy; `on_round` sees each round's history lines.
+def prepare(config: RunConfig, for_clients: Mapping[str, Any] | None = None) -> Run:
+    """Bank and run folder of a run; `for_clients` are settings that its clients are sent in place of the run's own.
 
     Raises:
         UserError: settings that cannot work, or a run folder that is taken.
@@ -83,10 +78,10 @@ def prepare(config: RunConfig, on_round: OnRound = lambda rows: None) -> MutualL
         raise UserError(
             f"min-clients = {config.federation.min_clients}, and there are {bank.classes} classes: lower it"
         )
-    return MutualLearning(config, bank, Journal(config, bank), on_round)
+    return Run(config, bank, Journal(config, bank), for_clients or {})
 
 
-def serve(grid: Grid, strategy: MutualLearning) -> None:
+def serve(grid: Grid, run: Run, on_round: OnRound = lambda rows: None) -> None:
     """Train for `rounds` rounds, or what is left of them; before the first, settle how long they are.
 
     Raises:
@@ -94,12 +89,18 @@ def serve(grid: Grid, strategy: MutualLearning) -> None:
         UserError: simulated clients, and no number of local steps.
         Unwritable: the run folder's disk is full.
     """
-    config, journal = strategy.config, strategy.journal
-    left = max(0, config.rounds - journal.round)
+    journal, roster, timeout = run.journal, Roster(run.bank.classes), run.config.federation.timeout
+    left = max(0, run.config.rounds - journal.round)
     try:
-        if not config.local_steps:
-            settle(grid, strategy)
-        strategy.start(grid, ArrayRecord(), num_rounds=left, timeout=config.federation.timeout)
+        run = run if run.config.local_steps else settle(grid, run, roster)
+        config = run.config
+
+        def report(rows: list[dict[str, Any]]) -> None:
+            log(INFO, "%s", round_in_words(rows, config, roster.simulated))
+            on_round(rows)
+
+        strategy = MutualLearning(run, roster, report)
+        strategy.start(Resending(grid, roster), ArrayRecord(), num_rounds=left, timeout=timeout)
     except BaseException:
         with suppress(Unwritable):  # on a full disk the first error says so, and the status stays as it was
             journal.write_run(status="stopped")

@@ -5,8 +5,8 @@ One class-conditional network for all; each class's client trains it on its own 
 
 import json
 import time
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Iterable, Mapping
+from typing import Any, cast
 
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
@@ -21,6 +21,7 @@ from fedmutual.records import size_of
 from fedmutual.run_folder import SHARED
 from server.bank import Made, Shelf
 from server.journal import Journal
+from server.orders import OnRound
 from server.roster import RunFailed, reason_of
 from server.strategy import worst_gradient_norm
 
@@ -28,15 +29,17 @@ ITERATE = "iterate"
 """In a checkpoint: the parameters that the next round starts from; `SHARED` is their average over rounds."""
 
 
-class Recorded:
+class Recorded(FedAvg):
     """What a strategy of Flower's lacks here, mixed into it: history, checkpoints, resuming, and an order of its own.
 
     The averaging is Flower's. Samples come from the exponential average over rounds of what it yields, with the
     decay ema^local-steps: the `ema` of the other methods at the only moments when there is one network.
     """
 
-    def open(self, config: RunConfig) -> None:
-        """Make or reopen the run folder."""
+    on_round: OnRound
+
+    def open(self, config: RunConfig, for_clients: Mapping[str, Any]) -> None:
+        """Make or reopen the run folder; `for_clients` are settings that clients are sent in place of the run's own."""
         self.config, self.classes = config, num_classes(config.data)
         self.network = build_conditional(config, sample_shape(config.data), self.classes)
         self.shelf = Shelf(sample_shape(config.data))
@@ -46,12 +49,23 @@ class Recorded:
         self.shelf.parameters = sum(tensor.numel() for tensor in initial.values())
         self.journal = Journal(config, self.shelf)
         self.done = self.journal.round
-        self.for_clients: dict[str, Any] = {}
-        self.on_round: Callable[[list[dict[str, Any]]], None] = lambda rows: None
+        self.for_clients = for_clients
 
     def parameters(self) -> ArrayRecord:
         """What the next round starts from."""
         return ArrayRecord(self.shelf.entries[ITERATE].network)
+
+    def train(self, grid: Grid, on_round: OnRound) -> None:
+        """Run the rounds that are left; `on_round` is called with the lines of each."""
+        self.on_round = on_round
+        settings = json.dumps({**self.config.settings(), **self.for_clients})
+        self.start(
+            grid,
+            self.parameters(),
+            num_rounds=self.config.rounds - self.done,
+            timeout=self.config.federation.timeout,
+            train_config=ConfigRecord({"settings": settings}),
+        )
 
     def summary(self) -> None:
         """Nothing to say: the run folder holds the settings."""
@@ -79,8 +93,10 @@ class Recorded:
                 raise RunFailed(f"round {round_}: a client failed: {reason_of(reply)}")
         if len(replies) < self.classes:
             raise RunFailed(f"round {round_}: {len(replies)} of {self.classes} clients replied in time")
-        replies.sort(key=lambda reply: reply.content["numbers"]["class"])
+        replies.sort(key=_class_of)
         arrays, metrics = super().aggregate_train(round_, replies)
+        if arrays is None:
+            raise RunFailed(f"round {round_}: Flower made no average of the replies")
         self._keep(arrays.to_torch_state_dict(), round_)
         seconds = time.monotonic() - self.started
         rows = [{**self._line(round_, reply), "round_seconds": seconds} for reply in replies]
@@ -120,7 +136,7 @@ class Recorded:
         }
 
 
-class RecordedFedAvg(Recorded, FedAvg):
+class RecordedFedAvg(Recorded):
     """McMahan et al., 2017: the mean of the clients' networks, weighted by their numbers of samples."""
 
 
@@ -128,18 +144,26 @@ class RecordedFedProx(Recorded, FedProx):
     """Li et al., 2020: the same mean; the clients add `proximal-mu` / 2 ||w - w_server||²."""
 
 
-def prepare_fedavg(config: RunConfig) -> RecordedFedAvg:
-    """Strategy and run folder.
+def _class_of(reply: Message) -> int:
+    return int(cast(int, reply.content.metric_records["numbers"]["class"]))
+
+
+def prepare_fedavg(config: RunConfig, for_clients: Mapping[str, Any] | None = None) -> Recorded:
+    """Strategy and run folder; `for_clients` are settings that clients are sent in place of the run's own.
 
     Raises:
         UserError: settings that cannot work, or a run folder that is taken.
     """
-    return _opened(RecordedFedAvg(**_everyone(config)), config)
+    strategy = RecordedFedAvg(**_everyone(config))
+    strategy.open(config, for_clients or {})
+    return strategy
 
 
-def prepare_fedprox(config: RunConfig) -> RecordedFedProx:
+def prepare_fedprox(config: RunConfig, for_clients: Mapping[str, Any] | None = None) -> Recorded:
     """As `prepare_fedavg`."""
-    return _opened(RecordedFedProx(**_everyone(config), proximal_mu=config.rivals.proximal_mu), config)
+    strategy = RecordedFedProx(**_everyone(config), proximal_mu=config.rivals.proximal_mu)
+    strategy.open(config, for_clients or {})
+    return strategy
 
 
 def _everyone(config: RunConfig) -> dict[str, Any]:
@@ -147,25 +171,15 @@ def _everyone(config: RunConfig) -> dict[str, Any]:
     return {"min_train_nodes": classes, "min_available_nodes": classes}
 
 
-def _opened(strategy: Any, config: RunConfig) -> Any:
-    strategy.open(config)
-    return strategy
-
-
-def serve(grid: Grid, strategy: Recorded) -> None:
+def serve(grid: Grid, strategy: Recorded, on_round: OnRound = lambda rows: None) -> None:
     """Train for `rounds` rounds, or what is left of them.
 
     Raises:
         RunFailed: a client's reply is an error or missing.
     """
-    config, journal = strategy.config, strategy.journal
-    settings = json.dumps({**config.settings(), **strategy.for_clients})
-    orders = ConfigRecord({"settings": settings})
+    journal = strategy.journal
     try:
-        left = config.rounds - strategy.done
-        strategy.start(
-            grid, strategy.parameters(), num_rounds=left, timeout=config.federation.timeout, train_config=orders
-        )
+        strategy.train(grid, on_round)
     except BaseException:
         journal.write_run(status="stopped")
         raise

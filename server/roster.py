@@ -1,4 +1,4 @@
-"""Who is there: which node holds which class. Nodes come, go, come back under another name, and err."""
+"""Who is there: which node holds which class. Nodes come, go, come back under another name, and make mistakes."""
 
 import time
 from logging import INFO, WARNING
@@ -27,8 +27,8 @@ class Roster:
         self.classes = classes
         self.held: dict[int, int] = {}  # node -> class
         self.asked: dict[int, int] = {}  # node -> how often it was asked
-        self.wrong_sizes: dict[int, int] = {}  # node -> the number of clients its settings tell
-        self.simulated = False  # clients of a simulation are told how many there are
+        self.wrong_sizes: dict[int, int] = {}  # node -> the number of clients in its settings
+        self.simulated = False  # only clients of a simulation have the number of clients in their settings
         self.refusal = ""
 
     @property
@@ -58,7 +58,7 @@ class Roster:
         """Ask nodes not met before for their class, and forget those that left; the nodes still to be asked again."""
         present = set(grid.get_node_ids())
         if (set(self.held) | set(self.asked)) - present:
-            # Whoever was refused for the class of a node that left may have it now.
+            # A node that was refused for the class of one that left may have it now.
             self.held = {node: y for node, y in self.held.items() if node in present}
             self.asked = {}
         strangers = self._strangers(present)

@@ -42,6 +42,8 @@ def test_killed_at_random_moments_and_resumed_equals_running_through(
     kills = federate_under_kills(config, tmp_path, seed, server_kills=20)
     record_property(f"{sum(kills.values())} kills", kills)
     assert_same(dict(sorted(read_networks(Path(config.federation.out))[1].items())), expected)
-    assert without_times(read_history(Path(config.federation.out))) == without_times(read_history(Path(through.out)))
+    assert without_times(read_history(Path(config.federation.out))) == without_times(
+        read_history(Path(through.federation.out))
+    )
     assert sum(kills.values()) >= 50
     assert set(kills) >= {*CLIENT, *SERVER}

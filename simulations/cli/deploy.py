@@ -1,6 +1,5 @@
 """Commands for separate machines."""
 
-from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -24,18 +23,19 @@ def doctor(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Check whether this machine is fit for a run, and say what to mend.
+    """Check whether this machine is fit for a run, and say what to do where it is not.
 
     PRESET is the name of a preset or a TOML file of settings, as `flwr run -c` takes it; by default the defaults.
     """
     config = RunConfig.of(read_preset(preset) if preset else {}, parse_assignments(settings or []))
 
-    from simulations.deployment.doctor import checks, read_connection
+    from server.flower import read_connection
+    from simulations.deployment.doctor import checks
 
     todo, rows = checks(config, read_connection(connection) if connection else None), []
     with progress("checking", len(todo), "checks") as advance:
         for done, check in enumerate(todo, 1):
-            rows += [asdict(finding) for finding in check()]
+            rows += [finding.row() for finding in check()]
             advance(done)
     if as_json:
         _print_json(rows)

@@ -54,10 +54,11 @@ def simulate(
         from simulations.runs.measuring import run_extractor
 
         run_extractor(config)  # a file that does not fit is found before the training, not after it
-    simulation, refused = Simulation(config, cpus, gpus), 0
+    simulation: Simulation = Simulation(config, cpus, gpus)
+    refused = 0
     print_notices(simulation.notices)
     if not resume:
-        record_preset(simulation.strategy.journal.folder, preset)
+        record_preset(simulation.journal.folder, preset)
     with progress("training", config.rounds, "rounds") as advance:
 
         def on_round(rows: list[dict[str, Any]]) -> None:

@@ -118,8 +118,8 @@ def _server_certificate(key: _Key, sans: list[x509.GeneralName], authority: _Key
 
 
 def _usage(**granted: bool) -> x509.KeyUsage:
-    uses = ("digital_signature", "content_commitment", "key_encipherment", "data_encipherment", "key_agreement")
-    uses += ("key_cert_sign", "crl_sign", "encipher_only", "decipher_only")
+    uses = ["digital_signature", "content_commitment", "key_encipherment", "data_encipherment", "key_agreement"]
+    uses += ["key_cert_sign", "crl_sign", "encipher_only", "decipher_only"]
     return x509.KeyUsage(**{use: granted.get(use, False) for use in uses})
 
 

@@ -22,6 +22,8 @@ from simulations.terminal import progress
 IMAGES = {0: 120, 1: 60, 2: 25}
 """Images in each hospital's folder, by class: a common, an uncommon and a rare disease."""
 
+ROUNDS = 5
+
 SETTINGS = {
     "data": "folder",
     "classes": len(IMAGES),
@@ -29,7 +31,7 @@ SETTINGS = {
     "imbalance": "none",
     "test": 0,
     "held-out": 10,
-    "rounds": 5,
+    "rounds": ROUNDS,
     "local-steps": 300,
     "width": 64,
     "timeout": 120.0,
@@ -76,7 +78,7 @@ def train(federation: Deployment, out: Path) -> None:
         DeploymentFailed: it did not complete, or not in time.
     """
     run = federation.run({**SETTINGS, "out": str(out.resolve())})
-    with progress("training", SETTINGS["rounds"], "rounds") as advance:
+    with progress("training", ROUNDS, "rounds") as advance:
 
         def ended() -> bool:
             advance(max((line["round"] for line in read_history(out)), default=0))

@@ -1,4 +1,4 @@
-"""Is this machine fit for a run? Each check says what it saw and, where something is wrong, how to mend it.
+"""Is this machine fit for a run? Each check says what it saw and, where something is wrong, what to do about it.
 
 Nothing is changed, and nothing is started: the data are opened, places are written to for a moment, and the
 SuperLink is asked for its runs.
@@ -27,10 +27,6 @@ from typing import Literal
 
 import torch
 from cryptography import x509
-from flwr.cli.flower_config import parse_superlink_connection, read_flower_config
-from flwr.cli.typing import SuperLinkConnection
-from flwr.common.constant import SYSTEM_TIME_TOLERANCE, TIMESTAMP_TOLERANCE
-from flwr.supercore.utils import get_flwr_home
 from packaging.requirements import Requirement
 
 import client.store
@@ -43,14 +39,8 @@ from fedmutual.device import pick_device
 from fedmutual.errors import UserError
 from fedmutual.networks import build
 from fedmutual.run_folder import run_folder
+from server.flower import CLOCK_AHEAD, CLOCK_BEHIND, ENVIRONMENT, Connection
 from simulations.deployment.loopback import executable
-
-ENVIRONMENT = {
-    "FLWR_TELEMETRY_ENABLED": "0",
-    "FLWR_DISABLE_UPDATE_CHECK": "1",
-    "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
-}
-"""What the services of a deployed federation are started with."""
 
 SOON = timedelta(days=30)
 """A certificate with less than this left should be replaced now."""
@@ -61,43 +51,27 @@ PATIENCE = 10.0
 
 @dataclass(frozen=True)
 class Finding:
-    """What one check saw; `mend` says what to do about a warning or a wrong."""
+    """What one check saw; `remedy` says what to do about a warning or about something wrong."""
 
     check: str
     verdict: Literal["ok", "warning", "wrong"]
     seen: str
-    mend: str = ""
+    remedy: str = ""
+
+    def row(self) -> dict[str, str]:
+        """As a row of the table, and of `--json`."""
+        return {"check": self.check, "verdict": self.verdict, "seen": self.seen, "mend": self.remedy}
 
 
 Check = Callable[[], Iterable[Finding]]
 
 
-def checks(config: RunConfig, connection: SuperLinkConnection | None) -> list[Check]:
+def checks(config: RunConfig, connection: Connection | None) -> list[Check]:
     """The checks of this machine, for a run with these settings and, unless None, over that connection."""
-    here = [python, packages, partial(gpu, config), environment, partial(data, config), partial(disk, config)]
+    here: list[Check] = [python, packages, partial(gpu, config), environment, partial(data, config)]
     if connection is None:
-        return here
-    here[-1] = partial(disks, config)
-    return [*here, partial(authority, connection), partial(superlink, connection)]
-
-
-def read_connection(name: str) -> SuperLinkConnection:
-    """The connection of that name in Flower's config.toml.
-
-    Raises:
-        UserError: there is none, or it is not as Flower wants it.
-    """
-    path = get_flwr_home() / "config.toml"
-    if not path.exists():  # Flower would write one
-        raise UserError(f"{path} is missing: name the connection there, as [superlink.{name}] with its address")
-    superlinks = read_flower_config()[0].get("superlink", {})
-    known = [key for key, value in superlinks.items() if isinstance(value, dict)]
-    if name not in known:
-        raise UserError(f"no connection {name!r} in {path}: there are {', '.join(known) or 'none'}")
-    try:
-        return parse_superlink_connection(superlinks[name], name)
-    except ValueError as error:
-        raise UserError(f"{path}: {error}") from None
+        return [*here, partial(disk, config)]
+    return [*here, partial(disks, config), partial(authority, connection), partial(superlink, connection)]
 
 
 # Software and hardware
@@ -137,13 +111,13 @@ def _requires(package: str) -> list[str]:
 
 
 def _package(requirement: Requirement) -> Finding:
-    mend = f"pip install '{requirement.name}{requirement.specifier}'"
+    remedy = f"pip install '{requirement.name}{requirement.specifier}'"
     try:
         version = metadata.version(requirement.name)
     except metadata.PackageNotFoundError:
-        return Finding(requirement.name, "wrong", "not installed", mend)
+        return Finding(requirement.name, "wrong", "not installed", remedy)
     if not requirement.specifier.contains(version, prereleases=True):
-        return Finding(requirement.name, "wrong", f"{version}, and not {requirement.specifier}", mend)
+        return Finding(requirement.name, "wrong", f"{version}, and not {requirement.specifier}", remedy)
     return Finding(requirement.name, "ok", version)
 
 
@@ -157,8 +131,8 @@ def gpu(config: RunConfig) -> Iterable[Finding]:
         _, total = torch.cuda.mem_get_info()
         yield Finding("gpu", "ok", f"{torch.cuda.get_device_name()}, {_size(total)}")
     elif config.compute.device == "auto" and Path("/dev/nvidia0").exists():
-        mend = "install a PyTorch that fits the driver, or set device = cpu"
-        yield Finding("gpu", "warning", "there is one, and torch cannot use it", mend)
+        remedy = "install a PyTorch that fits the driver, or set device = cpu"
+        yield Finding("gpu", "warning", "there is one, and torch cannot use it", remedy)
     else:
         yield Finding("gpu", "ok", f"not used: {os.cpu_count()} CPU cores train")
 
@@ -166,8 +140,8 @@ def gpu(config: RunConfig) -> Iterable[Finding]:
 def environment() -> Iterable[Finding]:
     unset = [f"{name}={value}" for name, value in ENVIRONMENT.items() if os.environ.get(name) != value]
     seen = f"not set: {' '.join(unset)}" if unset else "set as the services need it"
-    mend = "set them wherever a service of Flower starts"
-    yield Finding("environment", "warning" if unset else "ok", seen, mend if unset else "")
+    remedy = "set them wherever a service of Flower starts"
+    yield Finding("environment", "warning" if unset else "ok", seen, remedy if unset else "")
 
 
 # Data and disk
@@ -182,8 +156,8 @@ def data(config: RunConfig) -> Iterable[Finding]:
         checked = read_all(config.data, config.seed)
         held = len(checked.source.held_out(0))
     except UserError as error:
-        reason, _, mend = str(error).rpartition(": ")
-        yield Finding("data", "wrong", reason or str(error), mend)
+        reason, _, remedy = str(error).rpartition(": ")
+        yield Finding("data", "wrong", reason or str(error), remedy)
         return
     shape, counts = " x ".join(map(str, checked.source.shape)), checked.counts
     held_out = f", {held} held out" if held else ""
@@ -220,15 +194,15 @@ def _room(config: RunConfig, places: dict[str, tuple[Path, Callable[[], int]]]) 
                 file.flush()
             free, needed = shutil.disk_usage(folder).free, need()
         except OSError as error:
-            mend = f"make it writable for this user, or choose another with {'store' if check == 'store' else 'out'}"
-            yield Finding(check, "wrong", f"{path} cannot be written: {error.strerror}", mend)
+            remedy = f"make it writable for this user, or choose another with {'store' if check == 'store' else 'out'}"
+            yield Finding(check, "wrong", f"{path} cannot be written: {error.strerror}", remedy)
         except UserError as error:
             yield Finding(check, "warning", f"no telling how much room is needed: {error}", "give the run's settings")
         else:
             seen = f"{path}: {_size(free)} free, {_size(needed)} needed"
             enough = free > needed
-            mend = "" if enough else f"free {_size(needed - free)}, or choose another disk"
-            yield Finding(check, "ok" if enough else "wrong", seen, mend)
+            remedy = "" if enough else f"free {_size(needed - free)}, or choose another disk"
+            yield Finding(check, "ok" if enough else "wrong", seen, remedy)
 
 
 def _network_bytes(config: RunConfig) -> int:
@@ -252,17 +226,18 @@ def _checkpoints(config: RunConfig) -> int:
 
 def _size(count: int) -> str:
     """A number of bytes in words."""
+    size = float(count)
     for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:.3g} {unit}"
-        count /= 1000
-    return f"{count:,.3g} TB" if count < 1000 else f"{count:,.0f} TB"
+        if size < 1000:
+            return f"{size:.3g} {unit}"
+        size /= 1000
+    return f"{size:,.3g} TB" if size < 1000 else f"{size:,.0f} TB"
 
 
 # The connection
 
 
-def authority(connection: SuperLinkConnection) -> Iterable[Finding]:
+def authority(connection: Connection) -> Iterable[Finding]:
     """The certificates that this machine trusts to vouch for the SuperLink."""
     if connection.insecure or _is_local(connection):
         return
@@ -271,17 +246,17 @@ def authority(connection: SuperLinkConnection) -> Iterable[Finding]:
         return
     path = Path(connection.root_certificates)
     try:
-        found = x509.load_pem_x509_certificates(path.read_bytes())
+        certificates = x509.load_pem_x509_certificates(path.read_bytes())
     except OSError as error:
         yield Finding("authority", "wrong", f"{path} cannot be read: {error.strerror}", "copy the ca.crt there")
     except ValueError:
         yield Finding("authority", "wrong", f"{path} holds no certificate", "copy the ca.crt there")
     else:
-        for certificate in found:
+        for certificate in certificates:
             yield _dates("authority", certificate)
 
 
-def superlink(connection: SuperLinkConnection) -> Iterable[Finding]:
+def superlink(connection: Connection) -> Iterable[Finding]:
     """The SuperLink's certificate, its clock, and its answer."""
     if _is_local(connection):
         yield Finding("superlink", "ok", "a simulation on this machine: Flower starts it itself")
@@ -290,42 +265,42 @@ def superlink(connection: SuperLinkConnection) -> Iterable[Finding]:
     trusted = True
     try:
         if connection.insecure:
-            mend = "give the SuperLink certificates, and this connection root-certificates instead of insecure"
-            yield Finding("tls", "warning", "none: whoever is on the way reads and changes what is sent", mend)
+            remedy = "give the SuperLink certificates, and this connection root-certificates instead of insecure"
+            yield Finding("tls", "warning", "none: whoever is on the way reads and changes what is sent", remedy)
         else:
             findings = list(_tls(connection, host, port))
             trusted = all(finding.verdict != "wrong" for finding in findings)
             yield from findings
         yield _clock(connection, host, port)
     except ssl.SSLError:
-        mend = "start the SuperLink with its certificates, or check the port in the address"
-        yield Finding("superlink", "wrong", f"{host}:{port} does not speak TLS", mend)
+        remedy = "start the SuperLink with its certificates, or check the port in the address"
+        yield Finding("superlink", "wrong", f"{host}:{port} does not speak TLS", remedy)
         return
     except (OSError, http.client.HTTPException) as error:
-        mend = "start the SuperLink, open its port to this machine, or correct the connection's address"
+        remedy = "start the SuperLink, open its port to this machine, or correct the connection's address"
         said = getattr(error, "strerror", None) or str(error) or type(error).__name__
-        yield Finding("superlink", "wrong", f"{host}:{port} does not answer: {said}", mend)
+        yield Finding("superlink", "wrong", f"{host}:{port} does not answer: {said}", remedy)
         return
     if trusted:
         yield _runs(connection)
 
 
-def _is_local(connection: SuperLinkConnection) -> bool:
+def _is_local(connection: Connection) -> bool:
     return not connection.address or connection.address.startswith(":")
 
 
-def _address(connection: SuperLinkConnection) -> tuple[str, int]:
+def _address(connection: Connection) -> tuple[str, int]:
     host, _, port = str(connection.address).rpartition(":")
     if not port.isdigit():
         return str(connection.address), 443
     return host.strip("[]"), int(port)
 
 
-def _tls(connection: SuperLinkConnection, host: str, port: int) -> Iterable[Finding]:
+def _tls(connection: Connection, host: str, port: int) -> Iterable[Finding]:
     """The certificate's dates, then whether this machine trusts it for this host."""
     anybody = _unchecked()
     with socket.create_connection((host, port), PATIENCE) as plain, anybody.wrap_socket(plain) as wrapped:
-        certificate = x509.load_der_x509_certificate(wrapped.getpeercert(binary_form=True))
+        certificate = x509.load_der_x509_certificate(wrapped.getpeercert(binary_form=True) or b"")
         version = wrapped.version()
     yield _dates("certificate", certificate)
     try:
@@ -333,8 +308,8 @@ def _tls(connection: SuperLinkConnection, host: str, port: int) -> Iterable[Find
         with socket.create_connection((host, port), PATIENCE) as plain:
             context.wrap_socket(plain, server_hostname=host).close()
     except ssl.SSLCertVerificationError as error:
-        yield Finding("tls", "wrong", error.verify_message, _mend_trust(error, certificate, host))
-    except (ssl.SSLError, FileNotFoundError):  # of the root certificates, which `authority` has told of
+        yield Finding("tls", "wrong", error.verify_message, _trust_remedy(error, certificate, host))
+    except (ssl.SSLError, FileNotFoundError):  # of the root certificates, which `authority` reports
         yield Finding("tls", "wrong", "root-certificates cannot be used", "copy the ca.crt there")
     else:
         yield Finding("tls", "ok", f"{version}, and the certificate is trusted for {host}")
@@ -348,7 +323,7 @@ def _unchecked() -> ssl.SSLContext:
     return context
 
 
-def _mend_trust(error: ssl.SSLCertVerificationError, certificate: x509.Certificate, host: str) -> str:
+def _trust_remedy(error: ssl.SSLCertVerificationError, certificate: x509.Certificate, host: str) -> str:
     said = error.verify_message.lower()
     if "mismatch" in said:
         return f"it is for {', '.join(_names(certificate))}: address it so, or make one with --host {host}"
@@ -383,7 +358,7 @@ def _dates(check: str, certificate: x509.Certificate) -> Finding:
     )
 
 
-def _clock(connection: SuperLinkConnection, host: str, port: int) -> Finding:
+def _clock(connection: Connection, host: str, port: int) -> Finding:
     """This machine's clock against the SuperLink's, which refuses messages of a node whose time is not its own."""
     if connection.insecure:
         asked = http.client.HTTPConnection(host, port, timeout=PATIENCE)
@@ -392,21 +367,20 @@ def _clock(connection: SuperLinkConnection, host: str, port: int) -> Finding:
     asked.connect()
     began = time.time()
     asked.request("HEAD", "/")
-    told = asked.getresponse().getheader("Date")
+    date = asked.getresponse().getheader("Date")
     asked.close()
-    if not told:
+    if not date:
         return Finding("clock", "warning", "the SuperLink does not tell its time", "compare the clocks by hand")
     # A header has whole seconds: half of one is what it hides on average.
-    ahead = (began + time.time()) / 2 - parsedate_to_datetime(told).timestamp() - 0.5
-    behind = TIMESTAMP_TOLERANCE + SYSTEM_TIME_TOLERANCE
+    ahead = (began + time.time()) / 2 - parsedate_to_datetime(date).timestamp() - 0.5
     words = f"{abs(ahead):.0f} s {'ahead of' if ahead > 0 else 'behind'} the SuperLink's"
-    if -behind < ahead < SYSTEM_TIME_TOLERANCE:
+    if -CLOCK_BEHIND < ahead < CLOCK_AHEAD:
         return Finding("clock", "ok", words)
-    mend = f"set it: the SuperLink refuses a SuperNode {SYSTEM_TIME_TOLERANCE} s ahead of it or {behind} s behind"
-    return Finding("clock", "wrong", words, mend)
+    remedy = f"set it: the SuperLink refuses a SuperNode {CLOCK_AHEAD} s ahead of it or {CLOCK_BEHIND} s behind"
+    return Finding("clock", "wrong", words, remedy)
 
 
-def _runs(connection: SuperLinkConnection) -> Finding:
+def _runs(connection: Connection) -> Finding:
     """Does the SuperLink understand this Flower?"""
     command = [executable("flwr"), "list", connection.name, "--format", "json"]
     done = subprocess.run(command, env={**os.environ, **ENVIRONMENT}, capture_output=True, text=True)
@@ -414,7 +388,7 @@ def _runs(connection: SuperLinkConnection) -> Finding:
         runs = json.loads(done.stdout[done.stdout.index("{") :])["runs"]
     except (ValueError, KeyError):
         said = " ".join((done.stderr or done.stdout).split())
-        mend = "install the SuperLink's version of Flower, or ask who keeps its port (/v1/control) closed"
-        return Finding("superlink", "wrong", f"flwr list: {said[-200:]}", mend)
+        remedy = "install the SuperLink's version of Flower, or ask who keeps its port (/v1/control) closed"
+        return Finding("superlink", "wrong", f"flwr list: {said[-200:]}", remedy)
     active = sum(not run["status"].startswith("finished") for run in runs)
     return Finding("superlink", "ok", f"{connection.address} answers: {len(runs)} runs, {active} of them not finished")

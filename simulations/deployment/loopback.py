@@ -1,7 +1,7 @@
 """A deployed federation on one machine: SuperLink and SuperNodes as processes of their own, TLS and keys as in earnest.
 
 The demo and the tests start it; `with Deployment(folder) as federation:` leaves no process behind, whatever
-happens inside. Its processes are told from others by an environment variable that they hand on to their children.
+happens inside. Its processes are known by an environment variable that they hand on to their children.
 """
 
 import json
@@ -19,6 +19,7 @@ from typing import Any
 
 from fedmutual.settings import write_settings
 from server.app import STOPS
+from server.flower import ENVIRONMENT
 from simulations.deployment.credentials import write_credentials
 
 APP = Path(__file__).parents[2]
@@ -109,8 +110,8 @@ class Deployment:
 
     def status(self, run: str) -> str:
         """`running`, `finished:completed`, `finished:failed` and the like: the only word on how a run ended."""
-        (found,) = self.flwr("list", options=["--run-id", run])["runs"]
-        return str(found["status"])
+        (listed,) = self.flwr("list", options=["--run-id", run])["runs"]
+        return str(listed["status"])
 
     def log_of(self, name: str) -> str:
         """What the process of that name has written."""
@@ -198,26 +199,25 @@ class Deployment:
     def _environment(self, name: str) -> dict[str, str]:
         """Of a process with a Flower home of its own, which reports to nobody and installs nothing."""
         programs = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
-        quiet = {"FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1"}
         own = {"FLWR_HOME": str(self.root / "flower" / name), MARK: str(self.root), "PATH": programs}
         # Clients that train at once share the cores: threads that wait for one another would cost more than they do.
         threads = {"OMP_NUM_THREADS": str(max(1, len(os.sched_getaffinity(0)) // self.clients))}
-        return {**os.environ, **quiet, **own, **threads, "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1"}
+        return {**os.environ, **ENVIRONMENT, **own, **threads}
 
 
 def living(folder: Path, program: str = "") -> list[int]:
     """Processes of all federations in `folder` whose command line contains `program`."""
     mark = f"{MARK}={folder}".encode()
-    found = []
+    pids = []
     for entry in Path("/proc").glob("[0-9]*"):
         try:
             environment = (entry / "environ").read_bytes().split(b"\0")
             ours = any(variable == mark or variable.startswith(mark + b"/") for variable in environment)
             if ours and program.encode() in (entry / "cmdline").read_bytes():
-                found.append(int(entry.name))
+                pids.append(int(entry.name))
         except OSError:  # it has just ended, or belongs to somebody else
             continue
-    return found
+    return pids
 
 
 def executable(program: str) -> str:

@@ -5,21 +5,13 @@ made of ten networks in a round, all of them by the server's process, and each c
 the networks that it makes of them.
 """
 
-import time
 from concurrent.futures import ThreadPoolExecutor
 
-import numpy as np
 import ray
-from flwr.app import Array, ArrayRecord
+from flwr.app import ArrayRecord
 from ray.util import register_serializer
 
-from server.roster import RunFailed
-
-PATIENCE = 120.0
-"""Seconds that Ray gets to start."""
-
-Lent = dict[str, tuple[str, tuple[int, ...], str, np.ndarray]]
-"""A record in the store, {name: (dtype, shape, encoding, bytes)}: NumPy's arrays are read there without a copy."""
+from server.flower import Views, record_of, views_of
 
 _REFERENCE = "_lent_as"
 _putter = ThreadPoolExecutor(1, "lending")
@@ -28,36 +20,25 @@ an order it would hold the references of that order for ever."""
 
 
 def lend_records() -> None:
-    """From now on this process gives Ray a record by reference; called while Ray starts, in a thread of its own.
+    """From now on this process gives Ray, which has to run, a record by reference.
 
     What clients send back is pickled as ever: each network once.
-
-    Raises:
-        RunFailed: Ray does not start.
     """
-    deadline = time.monotonic() + PATIENCE
-    while not ray.is_initialized():
-        if time.monotonic() > deadline:
-            raise RunFailed(f"Ray has not started within {PATIENCE:.0f} s")
-        time.sleep(0.05)
     register_serializer(ArrayRecord, serializer=_lend, deserializer=_borrow)
 
 
-def _lend(record: ArrayRecord) -> "ray.ObjectRef[Lent]":
+def _lend(record: ArrayRecord) -> "ray.ObjectRef[Views]":
     """What stands for `record` in an order. The store holds it for as long as the record, an order or a client does."""
     return _putter.submit(_put, record).result()
 
 
-def _put(record: ArrayRecord) -> "ray.ObjectRef[Lent]":
+def _put(record: ArrayRecord) -> "ray.ObjectRef[Views]":
     if _REFERENCE not in vars(record):
-        lent = {name: (a.dtype, a.shape, a.stype, np.frombuffer(a.data, np.uint8)) for name, a in record.items()}
-        vars(record)[_REFERENCE] = ray.put(lent)
-    return vars(record)[_REFERENCE]
+        vars(record)[_REFERENCE] = ray.put(views_of(record))
+    reference: ray.ObjectRef[Views] = vars(record)[_REFERENCE]
+    return reference
 
 
-def _borrow(reference: "ray.ObjectRef[Lent]") -> ArrayRecord:
-    record = ArrayRecord()
-    for name, (dtype, shape, stype, content) in ray.get(reference).items():
-        record[name] = Array(dtype, shape, stype, b"")
-        record[name].data = memoryview(content)
-    return record
+def _borrow(reference: "ray.ObjectRef[Views]") -> ArrayRecord:
+    """The record, whose bytes are read where they lie in the store."""
+    return record_of(ray.get(reference))

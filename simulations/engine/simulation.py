@@ -5,10 +5,10 @@ import math
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 # Read when Flower and Ray are imported: nothing is reported to anybody, and no banner is printed.
 os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
@@ -35,38 +35,61 @@ from fedmutual.device import pick_device
 from fedmutual.errors import UserError
 from fedmutual.learning.igd import NO_STEPS
 from fedmutual.run_folder import read_history, run_folder
-from server.app import OnRound, prepare, serve
+from server.app import prepare, serve
+from server.journal import Journal
+from server.orders import OnRound, Run
+from server.roster import RunFailed
+from simulations.engine.cluster import innermost, own_ray
 from simulations.engine.lending import lend_records
+
+CLIENT_CPUS = 1
+"""Cores of a client."""
 
 RAY_OPTIONS = {"max_restarts": -1, "enable_task_events": False}
 """A client process that was killed, say for want of memory, is started anew; and Ray does not keep an account of every
 order, which would grow by 4 MB in a hundred rounds of ten clients."""
 
 
-class App(NamedTuple):
-    """A federated method: how its strategy is made, how that is served, and what its clients run."""
+class Prepared(Protocol):
+    """What a simulation reads of a run that a method has prepared; all else is between the method's own functions."""
 
-    prepare: Callable[[RunConfig], Any]
-    serve: Callable[[Grid, Any], None]
+    @property
+    def journal(self) -> Journal: ...
+
+
+P = TypeVar("P", bound=Prepared)
+
+
+class App(NamedTuple, Generic[P]):
+    """A federated method, in the order in which its data flow.
+
+    `prepare` makes the run folder and what the server holds, from the run's settings and those that clients are sent
+    in their place; `serve` trains over a grid, and reports each round; `client` is what a client runs.
+    """
+
+    prepare: Callable[[RunConfig, Mapping[str, Any]], P]
+    serve: Callable[[Grid, P, OnRound], None]
     client: ClientApp
 
 
-MUTUAL = App(prepare, serve, client_app)
+MUTUAL: App[Run] = App(prepare, serve, client_app)
 
 
-class Simulation:
+class Simulation(Generic[P]):
     """A federation of one client a class on this machine.
 
     `cpus` clients train at once (0: one for each core this process may use); `gpus` are shared among them
     (-1: all there are). Clients keep their states in the run folder unless `store` says otherwise.
 
     Raises:
-        UserError: settings, data or a run folder that cannot work; found here, before anything is started.
+        UserError: settings, data or a run folder that cannot work, before anything is started.
     """
 
-    def __init__(self, config: RunConfig, cpus: int = 0, gpus: int = -1, app: App = MUTUAL):
+    def __init__(self, config: RunConfig, cpus: int = 0, gpus: int = -1, app: App[P] = MUTUAL):  # type: ignore[assignment]
         if not config.local_steps:
             raise UserError(NO_STEPS)
+        if not config.federation.out:  # a folder that is named by the time is named once
+            config = config.but(out=str(run_folder(config)))
         self.app = app
         self.config, self.classes = config, num_classes(config.data)
         self.at_once = min(self.classes, cpus or len(os.sched_getaffinity(0)))
@@ -75,25 +98,25 @@ class Simulation:
         self.counts, self.notices = checked.source.counts, checked.notices
         if config.federation.resume:
             refuse_changed(run_folder(config), checked.fingerprints, checked.source.names)
-        self.strategy = app.prepare(config)
+        self.prepared = app.prepare(config, _for_clients(config, bool(self.gpus)))
         if not config.federation.resume:
             text = fingerprints_text(checked.fingerprints)
-            write_atomic(self.strategy.journal.folder / FILE, text.encode())
-        if not config.federation.store:
-            self.strategy.for_clients["store"] = str(self.strategy.journal.folder / "clients")
-        if not self.gpus:
-            self.strategy.for_clients["device"] = "cpu"
+            write_atomic(self.journal.folder / FILE, text.encode())
+
+    @property
+    def journal(self) -> Journal:
+        """The run folder."""
+        return self.prepared.journal
 
     def run(self, on_round: OnRound = lambda rows: None) -> Path:
         """Train the rounds that are left; the run folder.
 
         Raises:
-            RunFailed: no client gets through.
+            RunFailed: no client gets through, or Flower or Ray fails.
         """
-        began = time.monotonic()
-        journal, self.strategy.on_round = self.strategy.journal, on_round
+        began, journal = time.monotonic(), self.journal
         if journal.round < self.config.rounds:
-            self._start_flower()
+            self._start_flower(on_round)
         history = read_history(journal.folder)
         journal.write_run(
             status="done",
@@ -104,52 +127,53 @@ class Simulation:
         )
         return journal.folder
 
-    def _start_flower(self) -> None:
+    def _start_flower(self, on_round: OnRound) -> None:
         server = ServerApp()
 
         @server.main()
         def main(grid: Grid, context: Context) -> None:
-            lend_records()
-            self.app.serve(grid, self.strategy)
+            self.app.serve(grid, self.prepared, on_round)
 
         # A GPU takes whole clients: as many as make `at_once` of them over all GPUs.
         share = 1 / math.ceil(self.at_once / self.gpus) if self.gpus else 0
-        resources = {"num_cpus": self.at_once, "num_gpus": self.gpus}
-        # What matters of Flower's log is in the history; its traceback for every failing client is not wanted.
-        logger = logging.getLogger("flwr")
-        level = logger.level
-        logger.setLevel(logging.CRITICAL)
-        try:
-            # Ray prints what it has to say of a killed process, and standard output is for a command's answer.
-            with redirect_stdout(sys.stderr), _one_thread_a_client():
+        # Ray prints what it has to say of a killed process, and standard output is for a command's answer.
+        with redirect_stdout(sys.stderr), _quiet_flower(), own_ray(self.at_once, self.gpus):
+            lend_records()
+            try:
                 run_simulation(
                     server,
                     self.app.client,
                     num_supernodes=self.classes,
-                    backend_config={
-                        "init_args": {**resources, "log_to_driver": False, "logging_level": "CRITICAL"},
-                        "client_resources": {"num_cpus": 1, "num_gpus": share, **RAY_OPTIONS},
-                    },
+                    backend_config={"client_resources": {"num_cpus": CLIENT_CPUS, "num_gpus": share, **RAY_OPTIONS}},
                 )
-        finally:
-            logger.setLevel(level)
+            except RuntimeError as error:
+                if error.__cause__ is None or isinstance(error, RunFailed):
+                    raise
+                raise RunFailed(f"Flower's simulation failed: {innermost(error)}") from error
+
+
+def _for_clients(config: RunConfig, has_gpus: bool) -> dict[str, str]:
+    """Settings of a simulation's clients: where they are, and on what they run.
+
+    Their processes do not work in the user's folder, so that every path they are sent is absolute.
+    """
+    changes = {"store": config.federation.store or str(run_folder(config) / "clients")}
+    if config.data.path:
+        changes["data-path"] = config.data.path
+    changes = {key: str(Path(path).expanduser().absolute()) for key, path in changes.items()}
+    return changes if has_gpus else {**changes, "device": "cpu"}
 
 
 @contextmanager
-def _one_thread_a_client() -> Iterator[None]:
-    """Ray's processes inherit OMP_NUM_THREADS; of more threads than cores each waits for the others, busily.
-
-    On two cores a user's OMP_NUM_THREADS=2 made rounds of two clients eleven times as long.
-    """
-    own = os.environ.get("OMP_NUM_THREADS")
-    os.environ["OMP_NUM_THREADS"] = "1"
+def _quiet_flower() -> Iterator[None]:
+    """What matters of Flower's log is in the history; its traceback for every failing client is not wanted."""
+    logger = logging.getLogger("flwr")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
     try:
         yield
     finally:
-        if own is None:
-            del os.environ["OMP_NUM_THREADS"]
-        else:
-            os.environ["OMP_NUM_THREADS"] = own
+        logger.setLevel(level)
 
 
 def _gpus(config: RunConfig, wanted: int) -> int:

@@ -71,10 +71,12 @@ def is_finished(folder: Path, config: RunConfig) -> bool:
     return is_trained(folder) and all((folder / name).exists() for name in measured)
 
 
-def _federate(method: str, app: App, config: RunConfig, folder: Path, cpus: int, gpus: int, on_round: Progress) -> None:
+def _federate(
+    method: str, app: App[Any], config: RunConfig, folder: Path, cpus: int, gpus: int, on_round: Progress
+) -> None:
     config = config.but(resume=(folder / "config.toml").exists())
     simulation = Simulation(config, cpus, gpus, app)
-    journal = simulation.strategy.journal
+    journal = simulation.journal
     journal.write_run(method=method)
     simulation.run(lambda rows: on_round(rows[0]["round"]))
     history = read_history(folder)

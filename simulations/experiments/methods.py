@@ -47,8 +47,8 @@ class Method:
         return self.how in (pooled, reweighted, cbdm, shared_igd)
 
 
-_FEDAVG = App(averaging.prepare_fedavg, averaging.serve, averaging_client)
-_FEDPROX = App(averaging.prepare_fedprox, averaging.serve, averaging_client)
+_FEDAVG: App[Any] = App(averaging.prepare_fedavg, averaging.serve, averaging_client)
+_FEDPROX: App[Any] = App(averaging.prepare_fedprox, averaging.serve, averaging_client)
 _RATES = ("learning-rate", "weight-decay")
 _GAME = ("beta", "beta-rule", "scarcity", "omega-weight", *_RATES)
 _PEERS = ("beta", "omega-weight", "peer-weights", "peers-per-round", "exchange", *_RATES)

@@ -30,6 +30,7 @@ from fedmutual.learning.player import Player, predict
 from fedmutual.networks import build
 from fedmutual.records import pack_network
 from fedmutual.run_folder import read_history
+from server.orders import Run
 from simulations.engine.simulation import Simulation, overhead
 
 TURNS = 7
@@ -60,9 +61,14 @@ def bench(configs: Sequence[RunConfig], parts: Sequence[str], on_share: OnShare 
             raise UserError(f"bench has no part {part!r}: choose among {', '.join(PARTS)}")
     work, rows = [(PARTS[part], config) for part in parts for config in configs], []
     for turn, (run, config) in enumerate(work):
-        rows += run(config, lambda share, turn=turn: on_share((turn + share) / len(work)))
+        rows += run(config, _part(on_share, turn, len(work)))
         on_share((turn + 1) / len(work))
     return rows
+
+
+def _part(on_share: OnShare, index: int, count: int) -> OnShare:
+    """Takes the share that is done of one of `count` equal parts."""
+    return lambda share: on_share((index + share) / count)
 
 
 # A local step
@@ -108,7 +114,8 @@ class _Loops:
         self.player = Player.start(build(config, shape, 0).to(self.device), config.optimiser)
         self.bare_loop = _bare(config, data, self.peers, count)
         self.process = make_process(config.diffusion, self.device, dtype_of(config.compute))
-        self.steps, self.memory = 1, None
+        self.steps = 1
+        self.memory: int | None = None
         self.flops = _flops(config, self.player.network, data, self.peers[:1] * count)
 
     def turn(self) -> None:
@@ -191,7 +198,7 @@ def _bare(config: RunConfig, data: Tensor, peers: list[nn.Module], count: int) -
         nn.utils.clip_grad_norm_(parameters, config.optimiser.clip or math.inf)
         optimizer.step()
         with torch.no_grad():
-            torch._foreach_lerp_(average, parameters, 1 - config.optimiser.ema)
+            torch._foreach_lerp_(average, list[Tensor](parameters), 1 - config.optimiser.ema)
         yield
 
 
@@ -253,7 +260,7 @@ def scaling(config: RunConfig, on_share: OnShare) -> list[Row]:
                 "head_count": 0,
             }
             sized = config.but(**made_up, peers_per_round=SCALING_PEERS)
-            rows.append(_rounds("scaling", sized, lambda share, i=index: on_share((i + share) / len(CLASSES))))
+            rows.append(_rounds("scaling", sized, _part(on_share, index, len(CLASSES))))
     return rows
 
 
@@ -261,7 +268,7 @@ def _rounds(name: str, config: RunConfig, on_share: OnShare) -> Row:
     if config.rounds < 2:
         raise UserError("bench leaves the first round out: set rounds to 2 or more")
     with TemporaryDirectory() as folder:
-        simulation = Simulation(config.but(out=str(Path(folder) / "run"), store=""))
+        simulation: Simulation[Run] = Simulation(config.but(out=str(Path(folder) / "run"), store=""))
         simulation.run(lambda rows: on_share(rows[0]["round"] / config.rounds))
         history = [line for line in read_history(Path(folder) / "run") if line["round"] > 1]
     refused = next((line["reason"] for line in history if line["status"] not in ("ok", "idle")), None)

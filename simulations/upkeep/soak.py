@@ -6,29 +6,32 @@ resident memory of every process is read off the kernel.
 """
 
 import csv
-import json
 import os
 import random
 import re
 import signal
 import time
 from collections import Counter
+from collections.abc import Iterable
 from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, cast
 
 from flwr.app import Array, ArrayRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
 
-from client.app import hello, train
+from client.app import class_of, hello, train
 from fedmutual.config import RunConfig
+from fedmutual.data.source import num_classes
+from fedmutual.records import unpack_order
 from fedmutual.run_folder import read_history
 from fedmutual.seeds import derive
-from server.app import OnRound, prepare, serve
-from server.strategy import MutualLearning
+from server.app import prepare, serve
+from server.flower import GridOver
+from server.orders import OnRound, Run
 from simulations.deployment.loopback import MARK, living
 from simulations.engine.simulation import App, Simulation
 
@@ -79,7 +82,7 @@ GRACE = 60.0
 @lru_cache(maxsize=1)
 def plan(rounds: int, classes: int, seed: int) -> dict[tuple[int, int], str]:
     """{(round, class): fault}, the same in every process. Round 1 is spared: nobody has anything to replay yet."""
-    rng, found = random.Random(derive(seed, "soak")), {}
+    rng, faults = random.Random(derive(seed, "soak")), {}
     lonely = [(round_, rng.randrange(classes)) for round_ in range(2, rounds + 1, APART)]
     others = [(round_, y) for round_ in range(2, rounds + 1) for y in range(classes) if (round_ - 2) % APART]
     rng.shuffle(lonely)
@@ -87,8 +90,8 @@ def plan(rounds: int, classes: int, seed: int) -> dict[tuple[int, int], str]:
     for fault, (share, _) in FAULTS.items():
         places = lonely if fault in ALONE else others
         for _ in range(max(1, round(share * rounds * classes))):
-            found[places.pop()] = fault
-    return found
+            faults[places.pop()] = fault
+    return faults
 
 
 # The client's side
@@ -100,9 +103,9 @@ client.query()(hello)
 @client.train()
 def struck(message: Message, context: Context) -> Message:
     """A round of the real client, and what befalls it."""
-    order = message.content.config_records["order"]
-    settings, classes = json.loads(order["settings"]), int(context.node_config["num-partitions"])
-    place = (int(order["round"]), int(context.node_config["partition-id"]))
+    order = unpack_order(message.content)
+    settings, classes = order["settings"], int(context.node_config["num-partitions"])
+    place = (order["round"], class_of(context))
     fault = plan(settings["rounds"], classes, settings["seed"]).get(place)
     if fault == "raises":
         raise RuntimeError("struck before training")
@@ -124,25 +127,48 @@ def struck(message: Message, context: Context) -> Message:
 # The server's side
 
 
-class Soak(Simulation):
+class Lossy(GridOver):
+    """A grid on which the replies that the plan names are lost on their way, so that the round lasts its timeout."""
+
+    def __init__(self, grid: Grid, plan: dict[tuple[int, int], str]):
+        super().__init__(grid)
+        self.plan = plan
+
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> list[Message]:
+        orders, began = list(messages), time.monotonic()
+        replies = list(self.grid.send_and_receive(orders, timeout=timeout))
+        rounds = {order.metadata.message_id: _round_of(order) for order in orders}
+        kept = [reply for reply in replies if not self._lost(reply, rounds)]
+        if len(kept) < len(replies) and timeout is not None:
+            time.sleep(max(0.0, began + timeout - time.monotonic()))
+        return kept
+
+    def _lost(self, reply: Message, rounds: dict[str, int]) -> bool:
+        numbers = reply.content.metric_records.get("numbers") if reply.has_content() else None
+        if numbers is None:
+            return False
+        place = (rounds.get(reply.metadata.reply_to_message_id, 0), cast(int, numbers["class"]))
+        return self.plan.get(place) == "lost"
+
+
+def _round_of(order: Message) -> int:
+    """The round of an order; 0 of a greeting."""
+    record = order.content.config_records.get("order")
+    return 0 if record is None else cast(int, record["round"])
+
+
+class Soak(Simulation[Run]):
     """A simulation whose replies are struck by the plan, and whose processes are measured after every round."""
 
     def __init__(self, config: RunConfig, cpus: int = 0):
+        self.plan = plan(config.rounds, num_classes(config.data), config.seed)
         super().__init__(config, cpus, gpus=0, app=App(prepare, self._serve, client))
-        self.plan = plan(config.rounds, self.classes, config.seed)
 
-    def _serve(self, grid: Grid, strategy: MutualLearning) -> None:
-        pull = grid.pull_messages
-        grid.pull_messages = lambda ids: pull(set(ids) - self._lost())
-        serve(grid, strategy)
-
-    def _lost(self) -> set[str]:
-        """Orders whose replies do not come through."""
-        orders = self.strategy.orders.items()
-        return {order.metadata.message_id for y, order in orders if self.plan.get((self.strategy.round, y)) == "lost"}
+    def _serve(self, grid: Grid, run: Run, on_round: OnRound) -> None:
+        serve(Lossy(grid, self.plan), run, on_round)
 
     def run(self, on_round: OnRound = lambda rows: None) -> Path:
-        folder = self.strategy.journal.folder
+        folder = self.journal.folder
         os.environ[MARK] = str(folder)  # Ray's processes inherit it, and are known by it
         with (folder / "memory.csv").open("w", newline="") as file:
             table = csv.writer(file)
@@ -163,6 +189,8 @@ def resident(pid: int) -> tuple[str, float]:
     words = Path(f"/proc/{pid}/cmdline").read_bytes().decode().split("\0")
     name = next((Path(word).stem for word in words if word.endswith(".py")), Path(words[0]).name)
     kilobytes = re.search(r"^VmRSS:\s+(\d+)", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE)
+    if kilobytes is None:  # a process that has ended and was not waited for has no memory any more
+        raise ProcessLookupError(f"process {pid} has ended")
     return "server" if pid == os.getpid() else name.partition(".")[0], int(kilobytes[1]) / 1024
 
 
@@ -200,7 +228,7 @@ def account(history: Rows, faults: dict[tuple[int, int], str], rounds: int, clas
     wrong = (
         [] if complete else [f"the history has {len(places)} lines, not one for each round and class in their order"]
     )
-    seen = {fault: Counter() for fault in ("none", *FAULTS)}
+    seen: dict[str, Counter[str]] = {fault: Counter() for fault in ("none", *FAULTS)}
     for place, line in zip(places, history, strict=True):
         fault, status = faults.get(place, "none"), line["status"]
         seen[fault][status] += 1
@@ -215,13 +243,13 @@ def account(history: Rows, faults: dict[tuple[int, int], str], rounds: int, clas
 def read_memory(folder: Path) -> dict[tuple[str, int], dict[int, float]]:
     """{(process, pid): {round: resident memory in MB}} of a soak. A process has the last name that it took."""
     names: dict[int, str] = {}
-    found: dict[int, dict[int, float]] = {}
+    resident_by_pid: dict[int, dict[int, float]] = {}
     with (folder / "memory.csv").open() as file:
         for row in csv.DictReader(file):
             pid = int(row["pid"])
             names[pid] = row["process"]
-            found.setdefault(pid, {})[int(row["round"])] = float(row["resident"])
-    return {(names[pid], pid): measured for pid, measured in found.items()}
+            resident_by_pid.setdefault(pid, {})[int(row["round"])] = float(row["resident"])
+    return {(names[pid], pid): measured for pid, measured in resident_by_pid.items()}
 
 
 def growth(memory: dict[tuple[str, int], dict[int, float]]) -> Rows:
@@ -249,7 +277,9 @@ def draw(memory: dict[tuple[str, int], dict[int, float]], killed: list[int], pat
     figure, axes = plt.subplots(figsize=(8, 4), layout="constrained")
     kinds = list(dict.fromkeys(process for process, _ in memory))
     for (process, _), measured in memory.items():
-        axes.plot(measured.keys(), measured.values(), color=f"C{kinds.index(process)}", label=process, linewidth=1.2)
+        axes.plot(
+            list(measured), list(measured.values()), color=f"C{kinds.index(process)}", label=process, linewidth=1.2
+        )
     for round_ in killed:
         axes.axvline(round_, color="0.8", label="a client process is killed", linewidth=0.8, zorder=0)
     lines = dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))  # one for each kind

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
-from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -33,7 +32,7 @@ from server.bank import Bank
 from server.intake import ROOM, build
 from server.roster import Roster, reason_of
 from tests.support.federation import SMALL, LocalGrid, federate
-from tests.support.hostile import KINDS, Part, announcing, bomb, saved, zipped
+from tests.support.hostile import KINDS, Part, announcing, bomb, parts_of, saved, zipped
 
 CONFIG = RunConfig.of(SMALL, {"width": 8, "depth": 1})
 Y, ATTEMPT, ROUND = 3, 2, 5
@@ -249,7 +248,7 @@ ROOT = Part.of(MESSAGE)
 
 
 def test_the_parts_of_a_reply_build_it_again():
-    assert {key: thing.deflate() for key, thing in get_all_nested_objects(MESSAGE).items()} == ROOT.contents()
+    assert parts_of(MESSAGE) == ROOT.contents()
     assert build(ROOT.id, ROOT.contents(), LIMIT).content == MESSAGE.content
 
 

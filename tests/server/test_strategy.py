@@ -10,14 +10,14 @@ import torch
 from flwr.app import Array, ArrayRecord, Context, Error, Message, MessageType, RecordDict
 
 import client.app
-import server.strategy
+import server.resending
 from fedmutual.checkpoint import Unwritable
 from fedmutual.errors import UserError
 from fedmutual.learning.peers import draw_peers
 from fedmutual.run_folder import checkpoint_path, read_history
 from server.app import prepare, serve
+from server.flower import CLIENT_DIED, SIMULATED_CLIENT_DIED
 from server.roster import RunFailed
-from server.strategy import DEATHS, SIMULATED_DEATHS
 from simulations.runs.networks import read_networks
 from tests.support.federation import LocalGrid, assert_same, federate, networks
 
@@ -25,7 +25,7 @@ from tests.support.federation import LocalGrid, assert_same, federate, networks
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch):
     """Orders are sent anew at once: no process has to be started first."""
-    monkeypatch.setattr(server.strategy, "PAUSE", 0.0)
+    monkeypatch.setattr(server.resending, "PAUSE", 0.0)
 
 
 def is_order(message, round_):
@@ -162,7 +162,7 @@ def test_partial_participation_draws_other_clients_each_round_and_the_same_ones_
     assert len(set(taking_part.values())) > 3
     again = small(rounds=6, participation=0.3, out=str(tmp_path / "b"), store=str(tmp_path / "c"))
     federate(again, LocalGrid(range(10), seed=9))
-    assert_same(*(dict(sorted(read_networks(Path(c.out))[1].items())) for c in (config, again)))
+    assert_same(*(dict(sorted(read_networks(Path(c.federation.out))[1].items())) for c in (config, again)))
 
 
 def test_two_nodes_that_claim_one_class_do_not_both_train(small):
@@ -353,9 +353,13 @@ def test_a_full_disk_stops_the_run_in_one_line_and_costs_no_round(small, tmp_pat
 
 
 @pytest.mark.parametrize(
-    ("code", "told"), [*((code, {}) for code in DEATHS), *((code, {"num-partitions": 10}) for code in SIMULATED_DEATHS)]
+    ("code", "node_config"),
+    [
+        *((code, {}) for code in CLIENT_DIED),
+        *((code, {"num-partitions": 10}) for code in SIMULATED_CLIENT_DIED),
+    ],
 )
-def test_a_client_whose_process_dies_gets_its_order_again_and_the_round_counts_once(small, tmp_path, code, told):
+def test_a_client_whose_process_dies_gets_its_order_again_and_the_round_counts_once(small, tmp_path, code, node_config):
     """It dies after it has saved: Flower replies for it, and it answers the new order from its store."""
     expected = networks(federate(small(rounds=3, out=str(tmp_path / "b"), store=str(tmp_path / "c"))))
     deaths = []
@@ -368,7 +372,7 @@ def test_a_client_whose_process_dies_gets_its_order_again_and_the_round_counts_o
 
     config, grid = small(rounds=3), LocalGrid([], die)
     for y in range(10):
-        grid.join(y, **told)
+        grid.join(y, **node_config)
     assert_same(networks(federate(config, grid)), expected)
     assert {line["status"] for line in read_history(Path(config.federation.out))} == {"ok"}
     assert [line["step"] for line in read_history(Path(config.federation.out))] == [3] * 10 + [6] * 10 + [9] * 10

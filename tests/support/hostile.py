@@ -17,6 +17,7 @@ from flwr.proto.message_pb2 import ObjectTree
 from flwr.supercore.constant import HEAD_BODY_DIVIDER, HEAD_VALUE_DIVIDER
 from flwr.supercore.inflatable.inflatable_object import (
     InflatableObject,
+    get_all_nested_objects,
     get_object_body,
     get_object_id,
     iterate_object_tree,
@@ -25,6 +26,11 @@ from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_conte
 from flwr.supernode.fleet_http_connection import http_request_response
 
 Network = dict[str, np.ndarray]
+
+
+def parts_of(message: Message) -> dict[str, bytes]:
+    """{id: content} of a message and all its parts, as Flower itself makes them."""
+    return {key: part.deflate() for key, part in get_all_nested_objects(message).items()}
 
 
 @dataclass

@@ -9,6 +9,10 @@ from typing import Any
 from flwr.app import ArrayRecord, Message
 from flwr.supercore.inflatable.inflatable_object import get_object_head_values_from_object_content
 from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
+from flwr.supercore.primitives.asymmetric import public_key_to_bytes as bytes_of
+from flwr.supercore.primitives.asymmetric import uses_nist_ec_curve as is_a_key_that_flower_takes
+
+__all__ = ["bytes_of", "captured", "is_a_key_that_flower_takes", "record", "scalars"]
 
 SERVER = 1
 """Flower's id of the SuperLink itself, on whose behalf the server of a run sends."""

@@ -10,10 +10,10 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import load_ssh_private_key, load_ssh_public_key
-from flwr.supercore.primitives.asymmetric import public_key_to_bytes, uses_nist_ec_curve
 
 from fedmutual.errors import UserError
 from simulations.deployment.credentials import write_credentials
+from tests.support.wire import bytes_of, is_a_key_that_flower_takes
 
 PRIVATE = {"ca.key", "server.key", "client-0", "client-1"}
 PUBLIC = {"ca.crt", "server.crt", "client-0.pub", "client-1.pub"}
@@ -41,9 +41,9 @@ def test_each_client_has_a_key_pair_of_its_own_that_flower_reads(folder):
         private = load_ssh_private_key((folder / f"client-{y}").read_bytes(), None)
         public = load_ssh_public_key((folder / f"client-{y}.pub").read_bytes())
         assert isinstance(public, ec.EllipticCurvePublicKey)
-        assert uses_nist_ec_curve(public)
-        assert public_key_to_bytes(private.public_key()) == public_key_to_bytes(public)
-        halves.add(public_key_to_bytes(public))
+        assert is_a_key_that_flower_takes(public)
+        assert bytes_of(private.public_key()) == bytes_of(public)
+        halves.add(bytes_of(public))
     assert len(halves) == 2
 
 

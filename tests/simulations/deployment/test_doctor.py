@@ -20,13 +20,13 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from cryptography.x509.oid import NameOID
-from flwr.cli.typing import SuperLinkConnection
 
 from fedmutual.config import RunConfig
 from fedmutual.errors import UserError
 from fedmutual.networks import build
+from server.flower import Connection, read_connection
 from simulations.deployment import doctor
-from simulations.deployment.doctor import authority, read_connection, superlink
+from simulations.deployment.doctor import authority, superlink
 
 DAY = timedelta(days=1)
 COMMAND = [sys.executable, "-c", "from simulations.cli.app import main; main()", "doctor"]
@@ -104,7 +104,7 @@ def test_dates_of_certificates(serve, tmp_path, begins, ends, verdict, says):
     for check in ("authority", "certificate"):
         assert seen[check].verdict == verdict
         assert says in seen[check].seen
-        assert bool(seen[check].mend) == (verdict != "ok")
+        assert bool(seen[check].remedy) == (verdict != "ok")
     assert (seen["tls"].verdict == "wrong") == (verdict == "wrong")
 
 
@@ -112,15 +112,15 @@ def test_a_certificate_for_another_host_is_told_with_the_hosts_that_it_is_for(se
     tls = found(superlink(serve(*certify(tmp_path / "a", host="fed.example.org"))))["tls"]
     assert tls.verdict == "wrong"
     assert "mismatch" in tls.seen
-    assert "it is for fed.example.org" in tls.mend
-    assert "--host localhost" in tls.mend
+    assert "it is for fed.example.org" in tls.remedy
+    assert "--host localhost" in tls.remedy
 
 
 def test_a_certificate_of_another_authority_is_told(serve, tmp_path):
     other, _ = certify(tmp_path / "b")
     tls = found(superlink(serve(*certify(tmp_path / "a"), trusted=other)))["tls"]
     assert tls.verdict == "wrong"
-    assert "ca.crt" in tls.mend
+    assert "ca.crt" in tls.remedy
 
 
 @pytest.mark.parametrize(
@@ -130,7 +130,7 @@ def test_a_certificate_of_another_authority_is_told(serve, tmp_path):
 def test_clocks_are_compared_as_the_superlink_does(serve, tmp_path, ahead, verdict, says):
     """It refuses what is signed more than 5 s in its future or 305 s in its past."""
     clock = found(superlink(serve(*certify(tmp_path / "a"), ahead)))["clock"]
-    assert (clock.verdict, bool(clock.mend)) == (verdict, verdict == "wrong")
+    assert (clock.verdict, bool(clock.remedy)) == (verdict, verdict == "wrong")
     assert says in clock.seen
 
 
@@ -148,7 +148,7 @@ def test_a_port_without_tls_and_a_closed_one_are_told_apart(serve, tmp_path):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))  # and does not listen
         address = f"localhost:{taken.getsockname()[1]}"
-        (closed,) = superlink(SuperLinkConnection("fed", address, str(tmp_path / "a/crt")))
+        (closed,) = superlink(Connection("fed", address, str(tmp_path / "a/crt")))
     assert closed.verdict == "wrong"
     assert "does not answer" in closed.seen
 
@@ -195,7 +195,7 @@ def test_an_old_package_is_told_with_the_command_that_mends_it(monkeypatch, tmp_
     seen = found(doctor.packages())
     assert seen[package].verdict == "wrong"
     assert version in seen[package].seen
-    assert says in seen[package].mend
+    assert says in seen[package].remedy
     assert {check for check, finding in seen.items() if finding.verdict == "wrong"} == {package}
 
 
@@ -233,7 +233,7 @@ def test_data_are_opened(tmp_path, content, verdict, says):
     settings = {"data": "npz", "data_path": str(tmp_path / "data.npz"), "imbalance": "none", "held_out": 0, "test": 0}
     (finding,) = doctor.data(RunConfig().but(**settings))
     assert finding.verdict == verdict
-    assert says in f"{finding.seen} {finding.mend}"
+    assert says in f"{finding.seen} {finding.remedy}"
 
 
 def test_a_store_that_cannot_be_written_is_told(tmp_path):
@@ -248,7 +248,7 @@ def test_a_disk_without_room_is_told(tmp_path):
     huge = RunConfig().but(width=10**7, store=str(tmp_path), out=str(tmp_path / "run"))
     for finding in [*doctor.disk(huge), *doctor.disks(huge)]:
         assert finding.verdict == "wrong"
-        assert finding.mend.startswith("free ")
+        assert finding.remedy.startswith("free ")
 
 
 def test_room_is_counted_in_what_a_run_writes(small):

@@ -8,7 +8,6 @@ from flwr.app import Array, ArrayRecord, RecordDict
 from ray.util import deregister_serializer
 
 from fedmutual.records import pack_network, unpack_network
-from simulations.engine import lending
 from simulations.engine.lending import _lend, lend_records
 
 pytestmark = pytest.mark.xdist_group("lending")  # its fixtures are made once
@@ -85,10 +84,3 @@ def test_a_record_stays_whole_where_it_is_lent_from(store):
     _lend(record)
     assert record == pack_network(NETWORK)
     assert all(isinstance(array, Array) and isinstance(array.data, bytes) for array in record.values())
-
-
-def test_a_run_ends_where_ray_does_not_start(monkeypatch):
-    monkeypatch.setattr(lending, "PATIENCE", 0.0)
-    monkeypatch.setattr(ray, "is_initialized", lambda: False)
-    with pytest.raises(lending.RunFailed, match="Ray has not started within 0 s"):
-        lend_records()
