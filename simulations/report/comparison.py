@@ -1,30 +1,18 @@
 """Arms compared: means over seeds, paired differences to isolated and to pooled training, leakage, and the answer."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from fedmutual.evaluation import LARGER_IS_WORSE, SMALLER_IS_WORSE
+from fedmutual.evaluation import DISTANCES, METRICS, in_order
 from fedmutual.evaluation.intervals import Estimate
 from simulations.report.words import NOTHING, interval, spread
 from simulations.runs.arms import Arm, arms_of, counted, ends
 from simulations.runs.folder import Run, read_runs
 
-DISTANCES = ("fd", "fd-features", "fid", "kl", "kid", "kid-features", "kid-inception")
-"""The answer is in the first of these that was measured."""
-
-METRICS = (
-    *DISTANCES,
-    *(f"{name}{features}" for features in ("", "-features", "-inception") for name in ("precision", "recall", "f8")),
-    *("memorisation", "is-features", "is"),
-)
-"""The order of known measures; others follow."""
-
 SUMMARIES = ("worst", "mean", "rarest", "largest")
-OURS = ("mutual-scarcity", "mutual", "mutual-auto", "mutual-constant")
-"""The arm that speaks for mutual learning is the first of these that is there: not the best on the test samples."""
 
 Of = int | str
 """A class, one of `SUMMARIES`, or "all": the samples of all classes together."""
@@ -40,10 +28,6 @@ def training_counts(runs: Iterable[Run]) -> dict[int, int]:
     return counts
 
 
-def _in_order(metrics: Iterable[str]) -> list[str]:
-    return sorted(set(metrics), key=lambda name: (METRICS.index(name) if name in METRICS else len(METRICS), name))
-
-
 class Comparison:
     """Arms side by side: every number that the table, the page and the answer are made of."""
 
@@ -53,11 +37,11 @@ class Comparison:
         self.classes = self.runs[0].classes
         self.counts = training_counts(self.runs)
         self.real = {y: n for run in self.runs for y, n in run.scores("n_reference").items() if not math.isnan(n)}
-        directed = LARGER_IS_WORSE | SMALLER_IS_WORSE
-        self.metrics = _in_order(name for run in self.runs for name in run.by_metric if name in directed)
-        self.together = _in_order(name for run in self.runs for name in run.together)
-        known = [name for name in self.metrics if name in DISTANCES]
-        self.headline = next((name for name in known if any(arm.summaries(name) for arm in arms)), None)
+        known = {name for name, metric in METRICS.items() if metric.of_a_class}
+        self.metrics = in_order(name for run in self.runs for name in run.by_metric if name in known)
+        self.together = in_order(name for run in self.runs for name in run.together)
+        distances = [name for name in self.metrics if name in DISTANCES]
+        self.headline = next((name for name in distances if any(arm.summaries(name) for arm in arms)), None)
         self.ends = self._ends()
         attacks = {arm.label: {y: _strongest(arm, y) for y in range(len(self.classes))} for arm in self.arms}
         self.audited = any(key for by_class in attacks.values() for key in by_class.values())
@@ -117,7 +101,7 @@ class Comparison:
             return "same", ""
         if difference.by_chance:
             return "chance", spread(difference.half)
-        kind = "worse" if (difference.mean > 0) == (metric in LARGER_IS_WORSE) else "better"
+        kind = "worse" if (difference.mean > 0) == METRICS[metric].larger_is_worse else "better"
         return kind, interval(abs(difference.mean), difference.half)
 
     # What leaks
@@ -227,7 +211,9 @@ def comparison(folders: Sequence[Path]) -> list[dict[str, Any]]:
     return Comparison(arms_of(read_runs(folders))).rows()
 
 
-def signed(difference: float | None, half: float | None) -> str:
+def signed(
+    difference: float | None, half: float | None, written: Callable[[float, float | None], str] = interval
+) -> str:
     """A paired difference in few letters: +0.84 ± 0.39; chance (±0.39) where 0 lies within the interval."""
     if difference is None:
         return NOTHING
@@ -235,4 +221,4 @@ def signed(difference: float | None, half: float | None) -> str:
         return "the same"
     if half is not None and abs(difference) <= half:
         return f"chance ({spread(half)})"
-    return ("+" if difference > 0 else "") + interval(difference, half)
+    return ("+" if difference > 0 else "") + written(difference, half)

@@ -12,6 +12,7 @@ from markupsafe import Markup
 
 from fedmutual.config import RunConfig
 from fedmutual.errors import UserError
+from fedmutual.evaluation import METRICS
 from simulations.report import figures
 from simulations.report.answer import answer
 from simulations.report.comparison import Comparison, training_counts
@@ -263,7 +264,7 @@ def write_report(runs: Sequence[Path], out: Path) -> Path:
     environment = jinja2.Environment(
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )
-    environment.filters |= {"duration": duration, "number": number}
+    environment.filters |= {"duration": duration, "number": number, "known_metric": METRICS.__getitem__}
     template = environment.from_string(Path(__file__).with_name("report.html").read_text())
     several = len(found) > 1
     page = template.render(

@@ -19,15 +19,21 @@ def number(value: float | None) -> str:
 
 
 def interval(value: float, half: float | None) -> str:
-    """value ± half: 8.75 ± 0.36. Two digits of the finer of both, and no finer than three of the value.
+    """value ± half: 8.75 ± 0.36; without a half-width the value alone."""
+    middle, half_width = interval_parts(value, half)
+    return f"{middle} ± {half_width}" if half_width else middle
 
-    Without a half-width the value alone.
+
+def interval_parts(value: float, half: float | None) -> tuple[str, str]:
+    """(value, half-width) with two digits of the finer of both, and no finer than three of the value.
+
+    Without a half-width the second is empty.
     """
     if half is None or math.isnan(half):
-        return number(value)
+        return number(value), ""
     finest = max(2, _places(value) + 1) if value else _places(half)
     places = min(max(_places(value), _places(half), 0), finest) if half else finest
-    return f"{value:,.{places}f} ± {half:,.{places}f}"
+    return f"{value:,.{places}f}", f"{half:,.{places}f}"
 
 
 def estimated(value: Estimate | None) -> str:
