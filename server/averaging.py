@@ -5,8 +5,9 @@ One class-conditional network for all; each class's client trains it on its own 
 
 import json
 import time
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
@@ -18,8 +19,7 @@ from fedmutual.config import RunConfig
 from fedmutual.data.source import num_classes, sample_shape
 from fedmutual.networks import build_conditional
 from fedmutual.records import size_of
-from fedmutual.run_folder import SHARED
-from server.bank import Made, Shelf
+from fedmutual.run_folder import SHARED, HistoryLine, NetworkOfRound
 from server.journal import Journal
 from server.roster import RunFailed, reason_of
 from server.strategy import worst_gradient_norm
@@ -28,7 +28,30 @@ ITERATE = "iterate"
 """In a checkpoint: the parameters that the next round starts from; `SHARED` is their average over rounds."""
 
 
-class Recorded:
+@dataclass
+class GlobalModel:
+    """The networks that all classes share: `SHARED`, which is sampled from, and `ITERATE`."""
+
+    shape: tuple[int, ...]
+    entries: Mapping[str, NetworkOfRound]
+
+    @property
+    def parameters(self) -> int:
+        """Numbers in the network that is sampled from."""
+        return sum(tensor.numel() for tensor in self.entries[SHARED].network.values())
+
+    def restore(self, networks: Mapping[Any, NetworkOfRound]) -> None:
+        """Take over the networks of a checkpoint."""
+        self.entries = dict(networks)
+
+
+if TYPE_CHECKING:
+    _Averaging = FedAvg  # what the mixin is mixed into
+else:
+    _Averaging = object
+
+
+class Recorded(_Averaging):
     """What a strategy of Flower's lacks here, mixed into it: history, checkpoints, resuming, and an order of its own.
 
     The averaging is Flower's. Samples come from the exponential average over rounds of what it yields, with the
@@ -39,19 +62,18 @@ class Recorded:
         """Make or reopen the run folder."""
         self.config, self.classes = config, num_classes(config)
         self.network = build_conditional(config, sample_shape(config), self.classes)
-        self.shelf = Shelf(sample_shape(config))
         initial = {name: tensor.clone() for name, tensor in self.network.state_dict().items()}
         start = {name: parameter.detach().clone() for name, parameter in self.network.named_parameters()}
-        self.shelf.entries = {SHARED: Made(initial, 0), ITERATE: Made(start, 0)}
-        self.shelf.parameters = sum(tensor.numel() for tensor in initial.values())
-        self.journal = Journal(config, self.shelf)
+        entries = {SHARED: NetworkOfRound(initial, 0), ITERATE: NetworkOfRound(start, 0)}
+        self.model = GlobalModel(sample_shape(config), entries)
+        self.journal = Journal(config, self.model)
         self.done = self.journal.round
         self.for_clients: dict[str, Any] = {}
-        self.on_round: Callable[[list[dict[str, Any]]], None] = lambda rows: None
+        self.on_round: Callable[[list[Any]], None] = lambda rows: None
 
     def parameters(self) -> ArrayRecord:
         """What the next round starts from."""
-        return ArrayRecord(self.shelf.entries[ITERATE].network)
+        return ArrayRecord(self.model.entries[ITERATE].network)
 
     def summary(self) -> None:
         """Nothing to say: the run folder holds the settings."""
@@ -79,14 +101,16 @@ class Recorded:
                 raise RunFailed(f"round {round_}: a client failed: {reason_of(reply)}")
         if len(replies) < self.classes:
             raise RunFailed(f"round {round_}: {len(replies)} of {self.classes} clients replied in time")
-        replies.sort(key=lambda reply: reply.content["numbers"]["class"])
+        replies.sort(key=_class_of)
         arrays, metrics = super().aggregate_train(round_, replies)
+        if arrays is None:
+            raise RunFailed(f"round {round_}: Flower averaged none of the replies")
         self._keep(arrays.to_torch_state_dict(), round_)
         seconds = time.monotonic() - self.started
-        rows = [{**self._line(round_, reply), "round_seconds": seconds} for reply in replies]
+        rows: list[Any] = [self._line(round_, reply, seconds) for reply in replies]
         self.journal.append(rows)
         if round_ % self.config.federation.checkpoint_every == 0 or round_ == self.config.rounds:
-            self.journal.checkpoint(self.shelf, round_, worst_gradient_norm(rows))
+            self.journal.checkpoint(self.model, round_, worst_gradient_norm(rows))
         self.on_round(rows)
         return arrays, metrics
 
@@ -99,25 +123,24 @@ class Recorded:
     def _keep(self, mean: dict[str, Tensor], round_: int) -> None:
         step = round_ * self.config.local_steps - 1
         decay = min(self.config.optimiser.ema, (1 + step) / (10 + step)) ** self.config.local_steps
-        before = self.shelf.entries[SHARED].network
+        before = self.model.entries[SHARED].network
         average = {name: torch.lerp(tensor, before[name], decay) for name, tensor in mean.items()}
-        self.shelf.entries = {SHARED: Made({**before, **average}, round_), ITERATE: Made(mean, round_)}
+        shared, iterate = NetworkOfRound({**before, **average}, round_), NetworkOfRound(mean, round_)
+        self.model.entries = {SHARED: shared, ITERATE: iterate}
 
-    def _line(self, round_: int, reply: Message) -> dict[str, Any]:
-        numbers = reply.content["numbers"]
-        return {
-            "round": round_,
-            "class": numbers["class"],
-            "status": "ok",
-            "reason": "",
-            "loss": numbers["loss"],
-            "mutual": None,
-            "grad_norm": numbers["gradient-norm"],
-            "held_out": numbers.get("held-out-loss"),
-            "seconds": numbers["seconds"],
-            "bytes_down": self.sent,
-            "bytes_up": size_of(reply.content),
-        }
+    def _line(self, round_: int, reply: Message, round_seconds: float) -> HistoryLine:
+        numbers: Any = reply.content["numbers"]
+        return HistoryLine(
+            round=round_,
+            class_=numbers["class"],
+            loss=numbers["loss"],
+            grad_norm=numbers["gradient-norm"],
+            held_out=numbers.get("held-out-loss"),
+            seconds=numbers["seconds"],
+            bytes_down=self.sent,
+            bytes_up=size_of(reply.content),
+            round_seconds=round_seconds,
+        )
 
 
 class RecordedFedAvg(Recorded, FedAvg):
@@ -140,6 +163,11 @@ def prepare_fedavg(config: RunConfig) -> RecordedFedAvg:
 def prepare_fedprox(config: RunConfig) -> RecordedFedProx:
     """As `prepare_fedavg`."""
     return _opened(RecordedFedProx(**_everyone(config), proximal_mu=config.rivals.proximal_mu), config)
+
+
+def _class_of(reply: Message) -> int:
+    numbers: Any = reply.content["numbers"]
+    return int(numbers["class"])
 
 
 def _everyone(config: RunConfig) -> dict[str, Any]:

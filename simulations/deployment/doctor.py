@@ -34,14 +34,13 @@ from flwr.supercore.utils import get_flwr_home
 from packaging.requirements import Requirement
 
 import client.store
-import server.journal
 from client.app import store_root
 from fedmutual.config import RunConfig
 from fedmutual.data.source import load_class, num_classes, sample_shape
 from fedmutual.device import pick_device
 from fedmutual.errors import UserError
 from fedmutual.networks import build
-from fedmutual.run_folder import run_folder
+from fedmutual.run_folder import KEPT_CHECKPOINTS, run_folder
 from simulations.deployment.loopback import executable
 
 ENVIRONMENT = {
@@ -242,7 +241,7 @@ def _states(config: RunConfig) -> int:
 
 def _checkpoints(config: RunConfig) -> int:
     """Bytes of the server's checkpoints: the newest, the best, and the one that is being written."""
-    return _network_bytes(config) * num_classes(config) * (server.journal.KEPT + 2)
+    return _network_bytes(config) * num_classes(config) * (KEPT_CHECKPOINTS + 2)
 
 
 def _size(count: int) -> str:
