@@ -6,6 +6,7 @@ One class-conditional network for all; each class's client trains it on its own 
 import json
 import time
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
@@ -18,8 +19,7 @@ from fedmutual.config import RunConfig
 from fedmutual.data.source import num_classes, sample_shape
 from fedmutual.networks import build_conditional
 from fedmutual.records import size_of
-from fedmutual.run_folder import SHARED
-from server.bank import Made, Shelf
+from fedmutual.run_folder import SHARED, HistoryLine, NetworkOfRound
 from server.journal import Journal
 from server.orders import OnRound
 from server.roster import RunFailed, reason_of
@@ -27,6 +27,23 @@ from server.strategy import worst_gradient_norm
 
 ITERATE = "iterate"
 """In a checkpoint: the parameters that the next round starts from; `SHARED` is their average over rounds."""
+
+
+@dataclass
+class GlobalModel:
+    """The networks that all classes share: `SHARED`, which is sampled from, and `ITERATE`."""
+
+    shape: tuple[int, ...]
+    entries: Mapping[str, NetworkOfRound]
+
+    @property
+    def parameters(self) -> int:
+        """Numbers in the network that is sampled from."""
+        return sum(tensor.numel() for tensor in self.entries[SHARED].network.values())
+
+    def restore(self, networks: Mapping[Any, NetworkOfRound]) -> None:
+        """Take over the networks of a checkpoint."""
+        self.entries = dict(networks)
 
 
 class Recorded(FedAvg):
@@ -42,18 +59,17 @@ class Recorded(FedAvg):
         """Make or reopen the run folder; `for_clients` are settings that clients are sent in place of the run's own."""
         self.config, self.classes = config, num_classes(config.data)
         self.network = build_conditional(config, sample_shape(config.data), self.classes)
-        self.shelf = Shelf(sample_shape(config.data))
         initial = {name: tensor.clone() for name, tensor in self.network.state_dict().items()}
         start = {name: parameter.detach().clone() for name, parameter in self.network.named_parameters()}
-        self.shelf.entries = {SHARED: Made(initial, 0), ITERATE: Made(start, 0)}
-        self.shelf.parameters = sum(tensor.numel() for tensor in initial.values())
-        self.journal = Journal(config, self.shelf)
+        entries = {SHARED: NetworkOfRound(initial, 0), ITERATE: NetworkOfRound(start, 0)}
+        self.model = GlobalModel(sample_shape(config.data), entries)
+        self.journal = Journal(config, self.model)
         self.done = self.journal.round
         self.for_clients = for_clients
 
     def parameters(self) -> ArrayRecord:
         """What the next round starts from."""
-        return ArrayRecord(self.shelf.entries[ITERATE].network)
+        return ArrayRecord(self.model.entries[ITERATE].network)
 
     def train(self, grid: Grid, on_round: OnRound) -> None:
         """Run the rounds that are left; `on_round` is called with the lines of each."""
@@ -99,10 +115,10 @@ class Recorded(FedAvg):
             raise RunFailed(f"round {round_}: Flower made no average of the replies")
         self._keep(arrays.to_torch_state_dict(), round_)
         seconds = time.monotonic() - self.started
-        rows = [{**self._line(round_, reply), "round_seconds": seconds} for reply in replies]
+        rows: list[Any] = [self._line(round_, reply, seconds) for reply in replies]
         self.journal.append(rows)
         if round_ % self.config.federation.checkpoint_every == 0 or round_ == self.config.rounds:
-            self.journal.checkpoint(self.shelf, round_, worst_gradient_norm(rows))
+            self.journal.checkpoint(self.model, round_, worst_gradient_norm(rows))
         self.on_round(rows)
         return arrays, metrics
 
@@ -115,25 +131,24 @@ class Recorded(FedAvg):
     def _keep(self, mean: dict[str, Tensor], round_: int) -> None:
         step = round_ * self.config.local_steps - 1
         decay = min(self.config.optimiser.ema, (1 + step) / (10 + step)) ** self.config.local_steps
-        before = self.shelf.entries[SHARED].network
+        before = self.model.entries[SHARED].network
         average = {name: torch.lerp(tensor, before[name], decay) for name, tensor in mean.items()}
-        self.shelf.entries = {SHARED: Made({**before, **average}, round_), ITERATE: Made(mean, round_)}
+        shared, iterate = NetworkOfRound({**before, **average}, round_), NetworkOfRound(mean, round_)
+        self.model.entries = {SHARED: shared, ITERATE: iterate}
 
-    def _line(self, round_: int, reply: Message) -> dict[str, Any]:
-        numbers = reply.content["numbers"]
-        return {
-            "round": round_,
-            "class": numbers["class"],
-            "status": "ok",
-            "reason": "",
-            "loss": numbers["loss"],
-            "mutual": None,
-            "grad_norm": numbers["gradient-norm"],
-            "held_out": numbers.get("held-out-loss"),
-            "seconds": numbers["seconds"],
-            "bytes_down": self.sent,
-            "bytes_up": size_of(reply.content),
-        }
+    def _line(self, round_: int, reply: Message, round_seconds: float) -> HistoryLine:
+        numbers: Any = reply.content["numbers"]
+        return HistoryLine(
+            round=round_,
+            class_=numbers["class"],
+            loss=numbers["loss"],
+            grad_norm=numbers["gradient-norm"],
+            held_out=numbers.get("held-out-loss"),
+            seconds=numbers["seconds"],
+            bytes_down=self.sent,
+            bytes_up=size_of(reply.content),
+            round_seconds=round_seconds,
+        )
 
 
 class RecordedFedAvg(Recorded):

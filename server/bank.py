@@ -1,8 +1,8 @@
 """The server's state: one network a class, the round it was made in, and what may replace it."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any
 
 import torch
 from flwr.app import ArrayRecord, RecordDict
@@ -12,6 +12,7 @@ from fedmutual.config import RunConfig
 from fedmutual.errors import UserError
 from fedmutual.networks import build
 from fedmutual.records import Network, Rejected, norm_limit, pack_network, unpack_network, unpack_numbers
+from fedmutual.run_folder import NetworkOfRound
 from server.intake import ROOM
 
 
@@ -74,7 +75,7 @@ class Bank:
         self.entries[y] = Entry(network, pack_network(network), round_)
         return numbers
 
-    def restore(self, networks: dict[int, tuple[Network, int]]) -> None:
+    def restore(self, networks: Mapping[Any, NetworkOfRound]) -> None:
         """Fill the bank from a checkpoint: {class: (network, round it was made in)}."""
         for y, (network, round_) in networks.items():
             self.entries[y] = Entry(network, pack_network(network), round_)
@@ -83,24 +84,6 @@ class Bank:
         """The network of mean parameters, sum_k w_k theta_k: the mean of the peers where features are shared."""
         stacked = {name: torch.stack([peer.network[name] for peer in peers]) for name in self.like}
         return pack_network({name: _weighted(tensor, weights) for name, tensor in stacked.items()})
-
-
-class Made(NamedTuple):
-    network: Network
-    round: int
-
-
-class Shelf:
-    """Networks of a method without a bank, for its run folder: one a class, or those that all classes share."""
-
-    def __init__(self, shape: tuple[int, ...]):
-        self.shape = shape
-        self.entries: dict[int | str, Made] = {}
-        self.parameters = 0
-
-    def restore(self, networks: dict[int | str, tuple[Network, int]]) -> None:
-        """Fill the shelf from a checkpoint: {class or name: (network, round it was made in)}."""
-        self.entries = {name: Made(*made) for name, made in networks.items()}
 
 
 def _weighted(stacked: Tensor, weights: Sequence[float]) -> Tensor:

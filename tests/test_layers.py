@@ -15,7 +15,7 @@ FLOORS = [
     {"fedmutual.learning"},
     {"fedmutual.baselines"},
     {"fedmutual.evaluation"},
-    {"fedmutual.run_folder"},
+    {"fedmutual.methods", "fedmutual.run_folder"},
     {"client", "server"},
     {"simulations.terminal", "simulations.drawing"},
     {"simulations.runs", "simulations.engine", "simulations.game", "simulations.deployment"},

@@ -1,8 +1,6 @@
 """What generated samples are worth: measures on arrays, for each class and for the worst one."""
 
 from fedmutual.evaluation.metrics import (
-    LARGER_IS_WORSE,
-    SMALLER_IS_WORSE,
     ClassSummary,
     class_metrics,
     f_beta,
@@ -13,17 +11,23 @@ from fedmutual.evaluation.metrics import (
     precision_recall,
     summarise,
 )
+from fedmutual.evaluation.registry import COUNTS, DISTANCES, LARGER_IS_WORSE, METRICS, Metric, in_order, name_in
 
 __all__ = [
+    "COUNTS",
+    "DISTANCES",
     "LARGER_IS_WORSE",
-    "SMALLER_IS_WORSE",
+    "METRICS",
     "ClassSummary",
+    "Metric",
     "class_metrics",
     "f_beta",
     "frechet_distance",
+    "in_order",
     "inception_score",
     "kernel_distance",
     "memorisation",
+    "name_in",
     "precision_recall",
     "summarise",
 ]

@@ -2,7 +2,7 @@
 
 Measures in features are named after the features. Those of a classifier trained here are `fd-features`,
 `kid-features` and so on, and compare nothing but runs measured by the same file. The names `fid` and `is` are
-kept for the one network that the literature's numbers were made with, told by the SHA-256 of its weights.
+kept for the one network that the literature's numbers were made with, known by the SHA-256 of its weights.
 """
 
 import hashlib
@@ -21,6 +21,7 @@ from fedmutual.config import RunConfig
 from fedmutual.data.source import class_names, open_source, sample_shape
 from fedmutual.errors import UserError
 from fedmutual.evaluation.metrics import Array, frechet_distance, inception_score, set_metrics
+from fedmutual.evaluation.registry import Space, name_in
 from fedmutual.seeds import derive
 
 INCEPTION_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
@@ -51,13 +52,12 @@ class Features(NamedTuple):
 class Extractor:
     """A network that turns images [n, *dims] into `Features`, and the names of the measures in them.
 
-    network: images to (features, logits); suffix: of the measures' names; names: measures that have a name of
-    their own; facts: what a report must say about it, its file and SHA-256 among them.
+    network: images to (features, logits); space: which features they are, by which the registry names measures;
+    facts: what a report must say about it, its file and SHA-256 among them; trained_on: `fingerprints` of images.
     """
 
     network: Callable[[Tensor], tuple[Tensor, Tensor]]
-    suffix: str
-    names: Mapping[str, str]
+    space: Space
     facts: Mapping[str, Any]
     device: torch.device
     trained_on: frozenset[int] = frozenset()
@@ -65,7 +65,7 @@ class Extractor:
     @torch.no_grad()
     def __call__(self, images: Tensor, batch: int = 256) -> Features:
         """The features of `images`, float in [-1, 1]; at least one."""
-        outputs = [self.network(part.to(self.device, torch.float32)) for part in images.split(batch)]
+        outputs = [self.network(part.to(self.device, torch.float32)) for part in torch.split(images, batch)]
         return Features.joined([Features(*(out.double().cpu().numpy() for out in pair)) for pair in outputs])
 
     def metrics(self, generated: Features, reference: Features) -> dict[str, float]:
@@ -94,7 +94,7 @@ class Extractor:
 
     def name(self, metric: str) -> str:
         """What `metric` is called in these features."""
-        return self.names.get(metric, f"{metric}-{self.suffix}")
+        return name_in(metric, self.space)
 
     def check_unseen(self, images: Tensor) -> None:
         """Raises `UserError` where the extractor was trained on more than `SEEN` of the test images `images`."""
@@ -124,7 +124,7 @@ def read_extractor(config: RunConfig, device: torch.device) -> Extractor | None:
 
 
 def _too_few(a: Features, b: Features) -> bool:
-    return min(len(a.features), len(b.features)) <= a.features.shape[1]
+    return bool(min(len(a.features), len(b.features)) <= a.features.shape[1])
 
 
 # A classifier trained here
@@ -157,7 +157,8 @@ class _Block(nn.Module):
         self.shortcut = _convolution(inputs, outputs, 1, 2)
 
     def forward(self, x: Tensor) -> Tensor:
-        return (self.outer(self.inner(x).relu()) + self.shortcut(x)).relu()
+        out: Tensor = (self.outer(self.inner(x).relu()) + self.shortcut(x)).relu()
+        return out
 
 
 def _convolution(inputs: int, outputs: int, size: int, stride: int) -> nn.Sequential:
@@ -172,7 +173,7 @@ class Training:
     has, no long tail applied. The test part only tells its accuracy, which the file records.
 
     Raises:
-        UserError: no images, no test part, or a file that is there already; found here, before it takes time.
+        UserError: no images, no test part, or a file that is there already; raised here, before it takes time.
     """
 
     def __init__(self, config: RunConfig, path: Path, device: torch.device):
@@ -227,10 +228,11 @@ def _train(network: Classifier, images: Tensor, labels: Tensor, on_percent: Call
     left: list[Tensor] = []
     for step in range(steps):
         if not left:
-            left = list(torch.randperm(len(images)).split(min(BATCH, len(images))))
+            left = list(torch.split(torch.randperm(len(images)), min(BATCH, len(images))))
         rows = left.pop(0).to(images.device)
         optimizer.zero_grad()
-        nn.functional.cross_entropy(network(images[rows])[1], labels[rows]).backward()
+        loss = nn.functional.cross_entropy(network(images[rows])[1], labels[rows])
+        torch.autograd.backward(loss)
         optimizer.step()
         schedule.step()
         on_percent(100 * (step + 1) // steps)
@@ -238,7 +240,7 @@ def _train(network: Classifier, images: Tensor, labels: Tensor, on_percent: Call
 
 
 def _classes(network: Classifier, images: Tensor) -> Tensor:
-    return torch.cat([network(part)[1].argmax(1) for part in images.split(256)])
+    return torch.cat([network(part)[1].argmax(1) for part in torch.split(images, 256)])
 
 
 def _trained(path: Path, shape: tuple[int, ...], names: list[str], device: torch.device) -> Extractor:
@@ -257,7 +259,7 @@ def _trained(path: Path, shape: tuple[int, ...], names: list[str], device: torch
     network.load_state_dict(tensors)
     facts = {"file": path.name, "sha256": _sha256(path), **{key: meta[key] for key in meta if key != "class_names"}}
     network.to(device).eval().requires_grad_(False)
-    return Extractor(network, "features", {}, facts, device, marks)
+    return Extractor(network, "features", facts, device, marks)
 
 
 def fingerprints(images: Tensor) -> list[int]:
@@ -297,7 +299,8 @@ def _inception(path: Path, shape: tuple[int, ...], device: torch.device) -> Extr
 
     def run(images: Tensor) -> tuple[Tensor, Tensor]:
         pixels = ((images + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
-        return network(pixels.expand(-1, 3, -1, -1))
+        features, logits = network(pixels.expand(-1, 3, -1, -1))
+        return features, logits
 
     facts = {"file": path.name, "sha256": sha256}
-    return Extractor(run, "inception", {"fd": "fid", "is": "is"}, facts, device)
+    return Extractor(run, "inception", facts, device)

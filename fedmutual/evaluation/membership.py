@@ -13,6 +13,7 @@ What is measured is what these attacks find. A better attack may find more: a sc
 
 import math
 from collections.abc import Sequence
+from functools import reduce
 from typing import NamedTuple
 
 import numpy as np
@@ -122,7 +123,7 @@ def shuffled(members: ArrayLike, non_members: ArrayLike, generator: torch.Genera
 
 
 def true_positive_rate(members: ArrayLike, non_members: ArrayLike) -> Estimate:
-    """Share of members that are found while at most 1 % of non-members are taken for one.
+    """Share of members that are recognised while at most 1 % of non-members are taken for one.
 
     nan with fewer than 100 non-members, which cannot show 1 %. The interval is Clopper and Pearson's over members, at
     the threshold that these non-members set. Tested against `sklearn.metrics.roc_curve`.
@@ -131,7 +132,7 @@ def true_positive_rate(members: ArrayLike, non_members: ArrayLike) -> Estimate:
         UserError: as `auc`.
     """
     members, non_members = _compared(members, non_members)
-    return _found(members, non_members) if len(non_members) * FALSE_POSITIVES >= 1 else UNDEFINED
+    return _caught(members, non_members) if len(non_members) * FALSE_POSITIVES >= 1 else UNDEFINED
 
 
 def extracted(generated: ArrayLike, members: ArrayLike, non_members: ArrayLike) -> Estimate:
@@ -144,9 +145,10 @@ def extracted(generated: ArrayLike, members: ArrayLike, non_members: ArrayLike) 
     Raises:
         UserError: nobody on a side, or samples that are not finite.
     """
-    drawn = np.asarray(generated, dtype=np.float64).reshape(len(generated), -1)
+    drawn = np.asarray(generated, dtype=np.float64)
+    drawn = drawn.reshape(len(drawn), -1)
     sides = _compared(members, non_members)
-    return _found(*_compared(*(-cdist(side.reshape(len(side), -1), drawn).min(1) for side in sides)))
+    return _caught(*_compared(*(-cdist(side.reshape(len(side), -1), drawn).min(1) for side in sides)))
 
 
 def _compared(members: ArrayLike, non_members: ArrayLike) -> list[NDArray[np.float64]]:
@@ -158,11 +160,11 @@ def _compared(members: ArrayLike, non_members: ArrayLike) -> list[NDArray[np.flo
     return sides
 
 
-def _found(members: NDArray[np.float64], non_members: NDArray[np.float64]) -> Estimate:
+def _caught(members: NDArray[np.float64], non_members: NDArray[np.float64]) -> Estimate:
     allowed = math.floor(FALSE_POSITIVES * len(non_members) + 1e-9)
     threshold = np.sort(non_members)[::-1][allowed]
-    found = binomtest(int((members > threshold).sum()), len(members))
-    return Estimate(found.statistic, *found.proportion_ci(method="exact"))
+    above = binomtest(int((members > threshold).sum()), len(members))
+    return Estimate(above.statistic, *above.proportion_ci(method="exact"))
 
 
 def mean(estimates: Sequence[Estimate]) -> Estimate:
@@ -197,7 +199,8 @@ def loss_scores(
     def loss(part: Tensor, xi: Tensor) -> Tensor:
         return (predict(process.noised(part, at.expand(len(part)), xi.expand_as(part)), index) - xi).square()
 
-    return torch.cat([-sum(loss(part, xi).flatten(1).mean(1) for xi in noise).div(draws).log() for part in _parts(x)])
+    sums = (reduce(torch.add, (loss(part, xi).flatten(1).mean(1) for xi in noise)) for part in _parts(x))
+    return torch.cat([-total.div(draws).log() for total in sums])
 
 
 @torch.no_grad()
@@ -218,7 +221,7 @@ def pia_scores(predict: Predict, process: Process, x: Tensor, index: int) -> Ten
 
 
 def _parts(x: Tensor) -> Sequence[Tensor]:
-    return x.split(max(1, ROWS // x[0].numel()))
+    return torch.split(x, max(1, ROWS // x[0].numel()))
 
 
 # One class
@@ -256,7 +259,7 @@ def audit(
         compare("loss", t, losses[t], DRAWS)
         compare("pia", t, proximal[t], 2)
     low = [losses[t] for t in TIMES if t <= LOW_NOISE]
-    compare("loss", None, sum(low), DRAWS * len(low))
+    compare("loss", None, reduce(torch.add, low), DRAWS * len(low))
     chance = shuffled(proximal[PIA_TIME][:count].cpu(), proximal[PIA_TIME][count:].cpu(), generator)
     findings.append(Finding("control-shuffled", PIA_TIME, "auc", chance, 2))
     if len(generated):

@@ -14,13 +14,9 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.special import log_softmax, logsumexp
 
 from fedmutual.errors import UserError
+from fedmutual.evaluation.registry import METRICS
 
 Array = NDArray[np.float64]
-
-_FEATURES = ("", "-features", "-inception")  # what a measure is taken in: data itself, or the features of a network
-
-LARGER_IS_WORSE = frozenset({"fd", "fd-features", "fid", "kid", "kid-features", "kid-inception", "kl", "memorisation"})
-SMALLER_IS_WORSE = frozenset(f"{name}{features}" for name in ("precision", "recall", "f8") for features in _FEATURES)
 
 _BLOCK = 2**22  # numbers held at once while distances are computed
 
@@ -48,8 +44,11 @@ def _at_least_two(a: Array, b: Array) -> None:
 
 def _root(x: Array) -> Array:
     """R: [min(n, d), d] with R^T R the unbiased covariance of `x: [n, d]`."""
-    centred = (x - x.mean(0)) / math.sqrt(len(x) - 1)
-    return np.linalg.qr(centred, mode="r") if len(x) > x.shape[1] else centred
+    centred: Array = (x - x.mean(0)) / math.sqrt(len(x) - 1)
+    if len(x) <= x.shape[1]:
+        return centred
+    root: Array = np.linalg.qr(centred, mode="r")  # type: ignore[assignment]
+    return root
 
 
 def frechet_distance(a: ArrayLike, b: ArrayLike) -> float:
@@ -86,16 +85,18 @@ def kernel_distance(a: ArrayLike, b: ArrayLike) -> float:
     _at_least_two(a, b)
 
     def kernel(products: Array) -> Array:
-        return (products / a.shape[1] + 1) ** 3
+        values: Array = (products / a.shape[1] + 1) ** 3
+        return values
 
     def mean(x: Array, y: Array) -> float:
         step = max(1, _BLOCK // len(y))
-        return sum(kernel(x[i : i + step] @ y.T).sum() for i in range(0, len(x), step)) / (len(x) * len(y))
+        sums = (float(kernel(x[i : i + step] @ y.T).sum()) for i in range(0, len(x), step))
+        return sum(sums) / (len(x) * len(y))
 
     def mean_of_pairs(x: Array) -> float:  # of two different samples
-        return (len(x) * mean(x, x) - kernel(np.square(x).sum(1)).mean()) / (len(x) - 1)
+        return (len(x) * mean(x, x) - float(kernel(np.square(x).sum(1)).mean())) / (len(x) - 1)
 
-    return float(mean_of_pairs(a) + mean_of_pairs(b) - 2 * mean(a, b))
+    return mean_of_pairs(a) + mean_of_pairs(b) - 2 * mean(a, b)
 
 
 def _squared_distances(a: Array, b: Array) -> Iterator[tuple[slice, Array]]:
@@ -239,10 +240,10 @@ def summarise(metric: str, by_class: Mapping[int, float]) -> ClassSummary:
     Raises:
         UserError: a metric for which better and worse are not known.
     """
-    if metric not in LARGER_IS_WORSE | SMALLER_IS_WORSE:
+    if metric not in METRICS or not METRICS[metric].of_a_class:
         raise UserError(f"unknown metric {metric!r}: no saying which class is worst")
     known = {y: value for y, value in by_class.items() if not math.isnan(value)}
     if not known:
         return ClassSummary(None, math.nan, math.nan)
-    worst = (max if metric in LARGER_IS_WORSE else min)(known, key=lambda y: known[y])
+    worst = (max if METRICS[metric].larger_is_worse else min)(known, key=lambda y: known[y])
     return ClassSummary(worst, known[worst], sum(known.values()) / len(known))

@@ -2,6 +2,7 @@
 
 import itertools
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
@@ -60,9 +61,8 @@ def sample(
     from simulations.runs.sampling import draw_samples, write_samples
 
     networks = read_networks(run, which)[1]
-    done = iter(range(1, len(networks) + 1))
     with progress("sampling", len(networks), "classes") as advance:
-        drawn = draw_samples(run, count, which, lambda y: advance(next(done)))
+        drawn = draw_samples(run, count, which, one_by_one(advance))
     write_samples(out, drawn, {}, grid=count)
     print(f"{count} samples of each of {len(drawn)} classes in {out}")
 
@@ -106,13 +106,12 @@ def peers(runs: RunFolders, which: Which = "last", as_json: AsJson = False) -> N
 
     rows = []
     for run in runs:
-        done = itertools.count(1)
         with progress("weighing peers", len(read_networks(run, which)[1]), "classes") as advance:
-            found = weigh_peers(run, which, lambda y, done=done, advance=advance: advance(next(done)))
-        rows += [{"run": str(run), **row} for row in found]
+            of_run = weigh_peers(run, which, one_by_one(advance))
+        rows += [{"run": str(run), **row} for row in of_run]
         if not as_json:
             print(f"{run}:")
-            Console().print(*tables(found), sep="\n")
+            Console().print(*tables(of_run), sep="\n")
     if as_json:
         _print_json(rows)
 
@@ -139,14 +138,13 @@ def audit(
     changes, rows = parse_assignments(settings or []), []
     for run in runs:
         classes = 1 if only is not None else len(read_networks(run, which)[1])
-        done = iter(range(1, classes + 1))
         with progress("auditing", classes, "classes") as advance:
-            found = audit_run(run, lambda y, done=done, advance=advance: advance(next(done)), which, changes, only)
-        rows += [{"run": str(run), **row} for row in found]
+            of_run = audit_run(run, one_by_one(advance), which, changes, only)
+        rows += [{"run": str(run), **row} for row in of_run]
         if not as_json:
             print(f"{run}:")
-            Console().print(table(found))
-            print(control(found))
+            Console().print(table(of_run))
+            print(control(of_run))
     if as_json:
         return _print_json(rows)
     print("These are the attacks that were tried: a low number is no proof of privacy.")
@@ -170,9 +168,14 @@ def measure(folder: Path, which: str) -> None:
     from simulations.runs.networks import read_networks
 
     steps = 2 * len(read_networks(folder, which)[1])  # a class is drawn, then measured
-    done = iter(range(1, steps + 1))
     with progress("sampling, measuring", steps, "steps") as advance:
-        measure_run(folder, which, lambda y: advance(next(done)))
+        measure_run(folder, which, one_by_one(advance))
+
+
+def one_by_one(advance: Callable[[int], None]) -> Callable[[int], None]:
+    """What a command calls with each class that is done, as a progress bar that counts them."""
+    done = itertools.count(1)
+    return lambda y: advance(next(done))
 
 
 def write_page(runs: list[Path], out: Path, as_json: bool) -> None:

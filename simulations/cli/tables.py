@@ -7,9 +7,9 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from fedmutual.methods import DATA
 from simulations.report.comparison import SUMMARIES, headline, signed
-from simulations.report.words import NOTHING, interval, size
-from simulations.runs.folder import DATA
+from simulations.report.words import NOTHING, interval_parts, size
 
 WIDE = 132
 """Characters that the widest table needs."""
@@ -82,7 +82,7 @@ def _print_json(rows: list[dict[str, Any]]) -> None:
 def comparison_table(rows: Sequence[dict[str, Any]]) -> Table:
     """The rows of `comparison` for a terminal: an arm a line, the headline metric, differences for the worst class."""
     metric = headline({row["arm"]: {other["metric"] for other in rows if other["arm"] == row["arm"]} for row in rows})
-    found = {(row["arm"], row["class"]): row for row in rows if row["metric"] == metric}
+    of_metric = {(row["arm"], row["class"]): row for row in rows if row["metric"] == metric}
     arms = {row["arm"]: row for row in rows}
     names = {row["class"]: row["name"] for row in rows if row["class"] in SUMMARIES}
     shown = [of for of in SUMMARIES if of in names]
@@ -104,14 +104,18 @@ def comparison_table(rows: Sequence[dict[str, Any]]) -> Table:
         if row["data"] != group and len({arm["data"] for arm in arms.values()}) > 1:
             table.add_row(f"[bold]{DATA[row['data']]}[/bold]")
         group = row["data"]
-        values = [found.get((label, of)) for of in shown]
-        cells = [interval(value["mean"], value["ci95"]) if value else NOTHING for value in values]
-        for name in versus:
-            value = found.get((label, "worst"), {})
-            cells.append(signed(value.get(f"versus_{name}"), value.get(f"versus_{name}_ci95")))
+        values = [of_metric.get((label, of)) for of in shown]
+        cells = [_narrow(value["mean"], value["ci95"]) if value else NOTHING for value in values]
+        worst, leaking = of_metric.get((label, "worst"), {}), of_metric.get((label, tail), {})
+        cells += [signed(worst.get(f"versus_{name}"), worst.get(f"versus_{name}_ci95"), _narrow) for name in versus]
         if leaks:
-            leak = found.get((label, tail), {})
-            value = leak.get("leakage")
-            cells.append(NOTHING if value is None else interval(value, leak["leakage_ci95"]))
-        table.add_row(label, *(cell.replace("± ", "±") for cell in cells), size(row["bytes"]))  # breaks before the ±
+            leakage = leaking.get("leakage")
+            cells.append(NOTHING if leakage is None else _narrow(leakage, leaking["leakage_ci95"]))
+        table.add_row(label, *cells, size(row["bytes"]))
     return table
+
+
+def _narrow(value: float, half: float | None) -> str:
+    """8.75 ±0.36: a narrow column breaks before the ±, and not after it."""
+    middle, width = interval_parts(value, half)
+    return f"{middle} ±{width}" if width else middle

@@ -5,6 +5,7 @@ Everything that separate machines would do happens here in separate processes on
 
 import signal
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import FrameType
@@ -100,7 +101,7 @@ def write_images(folder: Path, y: int, count: int) -> None:
         Image.fromarray((image / 16 * 255).astype(np.uint8)).save(folder / f"{number:04d}.png")
 
 
-def rounds_table(history: list[dict[str, Any]]) -> Table:
+def rounds_table(history: Sequence[Mapping[str, Any]]) -> Table:
     """Held-out losses, a row a class and a column a round, the class that is worst in the end first."""
     rounds = sorted({line["round"] for line in history})
     cells = {(line["class"], line["round"]): line for line in history}

@@ -30,7 +30,6 @@ from cryptography import x509
 from packaging.requirements import Requirement
 
 import client.store
-import server.journal
 from client.app import store_root
 from fedmutual.config import RunConfig
 from fedmutual.data.check import check as read_all
@@ -38,7 +37,7 @@ from fedmutual.data.source import num_classes, sample_shape
 from fedmutual.device import pick_device
 from fedmutual.errors import UserError
 from fedmutual.networks import build
-from fedmutual.run_folder import run_folder
+from fedmutual.run_folder import KEPT_CHECKPOINTS, run_folder
 from server.flower import CLOCK_AHEAD, CLOCK_BEHIND, ENVIRONMENT, Connection
 from simulations.deployment.loopback import executable
 
@@ -221,7 +220,7 @@ def _states(config: RunConfig) -> int:
 
 def _checkpoints(config: RunConfig) -> int:
     """Bytes of the server's checkpoints: the newest, the best, and the one that is being written."""
-    return _network_bytes(config) * num_classes(config.data) * (server.journal.KEPT + 2)
+    return _network_bytes(config) * num_classes(config.data) * (KEPT_CHECKPOINTS + 2)
 
 
 def _size(count: int) -> str:

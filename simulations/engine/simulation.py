@@ -5,7 +5,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar
@@ -185,7 +185,7 @@ def _gpus(config: RunConfig, wanted: int) -> int:
     return there if wanted < 0 else wanted
 
 
-def overhead(history: list[dict[str, Any]], at_once: int) -> float | None:
+def overhead(history: Sequence[Mapping[str, Any]], at_once: int) -> float | None:
     """Wall time of all rounds over that of the clients' gradient steps alone, `at_once` of them at a time; 1 is ideal.
 
     What is above 1 is Flower, Ray, checks, checkpoints, the clients' loading and saving, and waiting.

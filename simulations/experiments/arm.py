@@ -1,9 +1,8 @@
 """The methods of a comparison, and one *arm* of it: a method, trained on one seed into an ordinary run folder."""
 
-import json
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +14,21 @@ from fedmutual.config import RunConfig
 from fedmutual.data import ClassData, Source, open_source
 from fedmutual.data.fingerprint import FILE, fingerprint, fingerprints_text
 from fedmutual.device import dtype_of, pick_device
-from fedmutual.run_folder import read_history
-from server.bank import Made, Shelf
-from server.journal import Journal
+from fedmutual.methods import METHODS
+from fedmutual.run_folder import (
+    AUDIT,
+    FACTS,
+    METRICS,
+    HistoryLine,
+    NetworkOfRound,
+    RunWriter,
+    change_facts,
+    holds_run,
+    read_facts,
+    read_history,
+)
 from simulations.engine.simulation import App, Simulation
-from simulations.experiments.methods import METHODS, Baseline
+from simulations.experiments.methods import RECIPES, Baseline
 from simulations.runs.measuring import evaluate
 from simulations.runs.membership import audit_run
 from simulations.runs.sampling import draw_samples
@@ -44,46 +53,43 @@ def run_arm(
         UserError: settings or data that cannot work, or a folder that holds another run.
         RunFailed, Diverged: the training failed.
     """
-    kind = METHODS[method]
-    config = RunConfig.of(config.settings(), kind.settings, {"out": str(folder), "resume": False})
+    recipe = RECIPES[method]
+    config = RunConfig.of(config.settings(), dict(recipe.settings), {"out": str(folder), "resume": False})
     if not is_trained(folder):
-        if kind.federated:
-            _federate(method, kind.how, config, folder, cpus, gpus, on_round)
+        if isinstance(recipe.how, App):
+            _federate(method, recipe.how, config, folder, cpus, gpus, on_round)
         else:
-            _train_here(method, kind.how, config, folder, on_round)
+            _train_here(method, recipe.how, config, folder, on_round)
     if is_finished(folder, config):
         return
     drawn = draw_samples(folder, config.measuring.samples)
-    if not (folder / "metrics.csv").exists():
+    if not (folder / METRICS).exists():
         evaluate(folder, drawn=drawn)
     audit_run(folder, drawn=drawn)
 
 
 def is_trained(folder: Path) -> bool:
     """Whether an arm's training is over: its costs are the last thing that is written."""
-    path = folder / "run.json"
-    return path.exists() and "seconds_training" in json.loads(path.read_text())
+    return (folder / FACTS).exists() and read_facts(folder).seconds_training is not None
 
 
 def is_finished(folder: Path, config: RunConfig) -> bool:
     """Whether nothing of an arm is left to do."""
-    measured = ("metrics.csv", "audit.json") if config.measuring.samples else ()
+    measured = (METRICS, AUDIT) if config.measuring.samples else ()
     return is_trained(folder) and all((folder / name).exists() for name in measured)
 
 
 def _federate(
     method: str, app: App[Any], config: RunConfig, folder: Path, cpus: int, gpus: int, on_round: Progress
 ) -> None:
-    config = config.but(resume=(folder / "config.toml").exists())
+    config = config.but(resume=holds_run(folder))
     simulation = Simulation(config, cpus, gpus, app)
-    journal = simulation.journal
-    journal.write_run(method=method)
+    change_facts(folder, method=method)
     simulation.run(lambda rows: on_round(rows[0]["round"]))
     history = read_history(folder)
-    costs = {key: sum(line[key] for line in history) for key in ("bytes_down", "bytes_up")}
-    steps = config.rounds * config.local_steps
-    seconds = sum(line["seconds"] or 0.0 for line in history)
-    journal.write_run(**_budget(config, method, steps), **costs, seconds_training=seconds)
+    received, sent = sum(line.bytes_down for line in history), sum(line.bytes_up for line in history)
+    costs = {"bytes_down": received, "bytes_up": sent, "seconds_training": sum(line.seconds or 0.0 for line in history)}
+    change_facts(folder, **_budget(config, method, config.rounds * config.local_steps), **costs)
     # The clients' own states are for resuming, and many times the size of the networks.
     if (folder / "clients").exists():
         shutil.rmtree(folder / "clients")
@@ -95,32 +101,33 @@ def _train_here(method: str, train: Baseline, config: RunConfig, folder: Path, o
     device = pick_device(config.compute)
     source = open_source(config.data, config.seed, keep=True)
     data = _load(source, config, device)
-    shelf = Shelf(source.shape)
-    journal = Journal(config, shelf)
-    journal.write_run(method=method, training_counts=source.counts)
+    writer = RunWriter(folder)
+    writer.create(config, method, source.shape, 0, training_counts=source.counts)
     fingerprints = {y: fingerprint(part.train) for y, part in enumerate(data)}
     write_atomic(folder / FILE, fingerprints_text(fingerprints).encode())
+    writer.write_settings(config)
+    writer.write_run(status="running")
     began = last = time.monotonic()
 
     def record(round_: int, rows: Rows) -> None:
         nonlocal last
         now = time.monotonic()
-        journal.append([_line(round_, row, now - last) for row in rows])
+        writer.append(_line(round_, row, now - last) for row in rows)
         last = now
         on_round(round_)
 
     try:
         trained = train(config, data, record)
     except BaseException:
-        journal.write_run(status="stopped")
+        writer.write_run(status="stopped")
         raise
     seconds = time.monotonic() - began
-    shelf.entries = {name: Made(network, config.rounds) for name, network in trained.networks.items()}
-    journal.checkpoint(shelf, config.rounds, float("inf"))
+    networks = {name: NetworkOfRound(network, config.rounds) for name, network in trained.networks.items()}
+    writer.write_checkpoint(networks, config.rounds)
     parameters = sum(tensor.numel() for network in trained.networks.values() for tensor in network.values())
     costs = {"bytes_down": 0, "bytes_up": 0, "wall_seconds": seconds, "seconds_training": seconds}
     budget = _budget(config, method, trained.gradient_steps)
-    journal.write_run(**{"parameters": parameters, **budget, **costs, **trained.facts}, status="done")
+    writer.write_run(**{"parameters": parameters, **budget, **costs, **trained.facts}, status="done")
 
 
 def _load(source: Source, config: RunConfig, device: torch.device) -> list[ClassData]:
@@ -130,10 +137,8 @@ def _load(source: Source, config: RunConfig, device: torch.device) -> list[Class
     return [ClassData(part.train.to(device, dtype), part.held_out.to(device, dtype)) for part in parts]
 
 
-def _line(round_: int, row: dict[str, Any], round_seconds: float) -> dict[str, Any]:
-    numbers = dict.fromkeys(("loss", "mutual", "grad_norm", "held_out", "seconds"))
-    line = {"round": round_, "class": row["class"], "status": "ok", "reason": ""}
-    return line | numbers | {"bytes_down": 0, "bytes_up": 0} | row | {"round_seconds": round_seconds}
+def _line(round_: int, row: Mapping[str, Any], round_seconds: float) -> HistoryLine:
+    return HistoryLine.of({"round": round_, **row, "round_seconds": round_seconds})
 
 
 def _budget(config: RunConfig, method: str, steps: float) -> dict[str, Any]:

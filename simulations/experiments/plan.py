@@ -17,9 +17,11 @@ from fedmutual.config import RunConfig, refuse_without_effect
 from fedmutual.data import check, num_classes
 from fedmutual.device import pick_device
 from fedmutual.errors import UserError
+from fedmutual.methods import METHODS
+from fedmutual.run_folder import CONFIG, holds_run
 from fedmutual.settings import read_settings, write_settings
 from simulations.experiments.arm import is_finished, run_arm
-from simulations.experiments.methods import METHODS
+from simulations.experiments.methods import RECIPES
 from simulations.runs.arms import NOT_THE_METHOD
 
 SETTINGS = "comparison.toml"
@@ -70,7 +72,7 @@ def plan(
     arms = {}
     for seed in range(base.seed, base.seed + seeds):
         for name in names:
-            layers = [base.settings(), METHODS[name].settings, own.get(name, {}), {"seed": seed}]
+            layers = [base.settings(), dict(RECIPES[name].settings), own.get(name, {}), {"seed": seed}]
             arms[name, seed] = RunConfig.of(*layers)
     refuse_without_effect(base, given, {name: arms[name, base.seed] for name in names})
     checked = check(base.data, base.seed)  # the data are there, whole, and make as many samples as are asked for
@@ -80,12 +82,12 @@ def plan(
 
 
 def _names(methods: str) -> list[str]:
-    known = ", ".join(METHODS)
+    known = ", ".join(RECIPES)
     if methods == "all":
-        return list(METHODS)
+        return list(RECIPES)
     names = [name.strip() for name in methods.split(",")]
     for name in names:
-        if name not in METHODS:
+        if name not in RECIPES:
             raise UserError(f"no method {name!r}: there are {known}, or all")
     if len(set(names)) < len(names):
         raise UserError("--methods names a method twice: once is enough")
@@ -94,16 +96,17 @@ def _names(methods: str) -> list[str]:
 
 def _split(settings: dict[str, Any]) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
     """The settings that all methods have in common, and those of one method alone."""
-    common, own = {}, {}
+    common: dict[str, Any] = {}
+    own: dict[str, dict[str, Any]] = {}
     for key, value in settings.items():
         method, dot, name = key.rpartition(".")
         if not dot:
             common[key] = value
             continue
-        if method not in METHODS:
-            raise UserError(f"setting {key!r}: no method {method!r}: there are {', '.join(METHODS)}")
-        if name not in METHODS[method].own:
-            allowed = ", ".join(METHODS[method].own) or "none"
+        if method not in RECIPES:
+            raise UserError(f"setting {key!r}: no method {method!r}: there are {', '.join(RECIPES)}")
+        if name not in RECIPES[method].own:
+            allowed = ", ".join(RECIPES[method].own) or "none"
             raise UserError(
                 f"setting {key!r} would give {method} another budget, data or method than its own: "
                 f"set {name} for all, or for {method} alone one of: {allowed}"
@@ -119,10 +122,10 @@ def _possible(config: RunConfig, names: Sequence[str]) -> None:
             "participation below 1 gives federated arms fewer steps than the others, and budgets would be unequal: "
             "leave it at 1"
         )
-    mutual = [name for name in names if name.startswith("mutual")]
+    mutual = [name for name in names if METHODS[name].mutual]
     if mutual and not config.mutual.beta:
         raise UserError(f"beta = 0 makes {mutual[0]} the same as isolated: set beta above 0")
-    conditional = [name for name in names if METHODS[name].conditional]
+    conditional = [name for name in names if RECIPES[name].conditional]
     if conditional and config.optimiser.draws == "fixed":
         raise UserError(f"{conditional[0]} draws anew at each step: set -s draws=fresh, or leave it out of --methods")
     if "ridge" in names and not config.data.held_out:
@@ -145,8 +148,8 @@ def _check_folder(made: Plan, base: RunConfig) -> None:
         return
     _same(read_settings(path), common, folder)
     for arm, config in made.arms.items():
-        if (made.place(arm) / "config.toml").exists():
-            _same(read_settings(made.place(arm) / "config.toml"), config.settings(), made.place(arm))
+        if holds_run(made.place(arm)):
+            _same(read_settings(made.place(arm) / CONFIG), config.settings(), made.place(arm))
 
 
 def _same(before: dict[str, Any], now: dict[str, Any], folder: Path) -> None:
@@ -168,7 +171,7 @@ def run_arms(made: Plan, cpus: int = 0, gpus: int = -1, on_arm: OnArm = lambda d
     left = [arm for arm, config in made.arms.items() if not is_finished(made.place(arm), config)]
     done = len(made.arms) - len(left)
     on_arm(done)
-    failures = {}
+    failures: dict[tuple[str, int], BaseException] = {}
     for arm, failure in _run(made, left, cpus, gpus):
         if failure:
             failures[arm] = failure
@@ -184,8 +187,8 @@ def run_arms(made: Plan, cpus: int = 0, gpus: int = -1, on_arm: OnArm = lambda d
 
 def _run(
     made: Plan, arms: list[tuple[str, int]], cpus: int, gpus: int
-) -> Iterator[tuple[tuple[str, int], Exception | None]]:
-    here = [arm for arm in arms if not METHODS[arm[0]].federated]
+) -> Iterator[tuple[tuple[str, int], BaseException | None]]:
+    here = [arm for arm in arms if not RECIPES[arm[0]].federated]
     if here:
         cores = cpus or len(os.sched_getaffinity(0))
         # One GPU is best used by one arm at a time.
@@ -203,7 +206,7 @@ def _run(
             raise
         pool.shutdown()
     for arm in arms:
-        if METHODS[arm[0]].federated:
+        if RECIPES[arm[0]].federated:
             try:
                 run_arm(arm[0], made.arms[arm], made.place(arm), cpus, gpus)
             except (RuntimeError, OSError, UserError) as error:
@@ -216,8 +219,12 @@ def _begin(threads: int) -> None:
     """A worker's share of the cores, and its end with the process that started it, however that ends."""
     torch.set_num_threads(threads)
 
+    parent = multiprocessing.parent_process()
+    if parent is None:  # it is no worker
+        return
+
     def follow() -> None:
-        multiprocessing.parent_process().join()
+        parent.join()
         os._exit(1)
 
     threading.Thread(target=follow, daemon=True).start()

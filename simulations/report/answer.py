@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 
 from fedmutual.evaluation.intervals import Estimate
-from simulations.report.comparison import OURS, Comparison
+from fedmutual.methods import OURS
+from simulations.report.comparison import Comparison
 from simulations.report.words import estimated, listing, number, percent, size
 from simulations.runs.arms import Arm
 

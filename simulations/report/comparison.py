@@ -1,30 +1,18 @@
 """Arms compared: means over seeds, paired differences to isolated and to pooled training, leakage, and the answer."""
 
 import math
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from fedmutual.evaluation import LARGER_IS_WORSE, SMALLER_IS_WORSE
+from fedmutual.evaluation import DISTANCES, METRICS, in_order
 from fedmutual.evaluation.intervals import Estimate
 from simulations.report.words import NOTHING, interval, spread
 from simulations.runs.arms import Arm, arms_of, counted, ends
 from simulations.runs.folder import Run, read_runs
 
-DISTANCES = ("fd-features", "fd", "fid", "kl", "kid", "kid-features", "kid-inception")
-"""The headline is the first of these that was measured: distances in features lead wherever an extractor was set."""
-
-METRICS = (
-    *DISTANCES,
-    *(f"{name}{features}" for features in ("", "-features", "-inception") for name in ("precision", "recall", "f8")),
-    *("memorisation", "is-features", "is"),
-)
-"""The order of known measures; others follow."""
-
 SUMMARIES = ("worst", "mean", "rarest", "largest")
-OURS = ("mutual-scarcity", "mutual", "mutual-auto", "mutual-constant")
-"""The arm that speaks for mutual learning is the first of these that is there: not the best on the test samples."""
 
 Of = int | str
 """A class, one of `SUMMARIES`, or "all": the samples of all classes together."""
@@ -38,10 +26,6 @@ def training_counts(runs: Iterable[Run]) -> dict[int, int]:
         recorded |= dict(enumerate(run.facts.get("training_counts") or []))
         counts |= {y: count for y, count in recorded.items() if count is not None and y not in counts}
     return counts
-
-
-def _in_order(metrics: Iterable[str]) -> list[str]:
-    return sorted(set(metrics), key=lambda name: (METRICS.index(name) if name in METRICS else len(METRICS), name))
 
 
 def headline(measured: Mapping[str, Collection[str]]) -> str | None:
@@ -63,9 +47,9 @@ class Comparison:
         self.classes = self.runs[0].classes
         self.counts = training_counts(self.runs)
         self.real = {y: n for run in self.runs for y, n in run.scores("n_reference").items() if not math.isnan(n)}
-        directed = LARGER_IS_WORSE | SMALLER_IS_WORSE
-        metrics = _in_order(name for run in self.runs for name in run.by_metric if name in directed)
-        self.together = _in_order(name for run in self.runs for name in run.together)
+        known = {name for name, metric in METRICS.items() if metric.of_a_class}
+        metrics = in_order(name for run in self.runs for name in run.by_metric if name in known)
+        self.together = in_order(name for run in self.runs for name in run.together)
         self.headline = headline({arm.label: [name for name in metrics if arm.summaries(name)] for arm in arms})
         self.metrics = sorted(metrics, key=lambda name: name != self.headline)
         self._measured = {name: set().union(*(_classes_with(run, name) for run in self.runs)) for name in metrics}
@@ -137,7 +121,7 @@ class Comparison:
             return "same", ""
         if difference.half is not None and difference.by_chance:
             return "chance", spread(difference.half)
-        kind = "worse" if (difference.mean > 0) == (metric in LARGER_IS_WORSE) else "better"
+        kind = "worse" if (difference.mean > 0) == METRICS[metric].larger_is_worse else "better"
         return kind, interval(abs(difference.mean), difference.half)
 
     # What leaks
@@ -251,7 +235,9 @@ def comparison(folders: Sequence[Path]) -> list[dict[str, Any]]:
     return Comparison(arms_of(read_runs(folders))).rows()
 
 
-def signed(difference: float | None, half: float | None) -> str:
+def signed(
+    difference: float | None, half: float | None, written: Callable[[float, float | None], str] = interval
+) -> str:
     """A paired difference in few letters: +0.84 ± 0.39; chance (±0.39) where 0 lies within the interval."""
     if difference is None:
         return NOTHING
@@ -259,4 +245,4 @@ def signed(difference: float | None, half: float | None) -> str:
         return "the same"
     if half is not None and abs(difference) <= half:
         return f"chance ({spread(half)})"
-    return ("+" if difference > 0 else "") + interval(difference, half)
+    return ("+" if difference > 0 else "") + written(difference, half)

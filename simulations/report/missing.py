@@ -4,11 +4,11 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from fedmutual.evaluation import LARGER_IS_WORSE, SMALLER_IS_WORSE
+from fedmutual.evaluation import METRICS
 from simulations.runs.arms import Arm
 from simulations.runs.folder import Run
 
-DIRECTED = LARGER_IS_WORSE | SMALLER_IS_WORSE
+OF_A_CLASS = {name for name, metric in METRICS.items() if metric.of_a_class}
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class MissingClass:
 
 def measured(run: Run, y: int) -> bool:
     """Whether the run has a value of any quality measure for class y."""
-    values = (run.scores(metric).get(y, math.nan) for metric in run.by_metric if metric in DIRECTED)
+    values = (run.scores(metric).get(y, math.nan) for metric in run.by_metric if metric in OF_A_CLASS)
     return not all(map(math.isnan, values))
 
 
@@ -45,7 +45,7 @@ def _never_accepted(run: Run, y: int) -> bool:
 
 
 def _reason(run: Run, y: int) -> str:
-    if any(y in values for metric, values in run.by_metric.items() if metric in DIRECTED):
+    if any(y in values for metric, values in run.by_metric.items() if metric in OF_A_CLASS):
         return "its samples were drawn, but no measure has a value for them"
     if _never_accepted(run, y):
         return "it has no network, as no reply of its client was accepted" + _last_fault(run, y)

@@ -61,7 +61,12 @@ def _template() -> jinja2.Template:
     environment = jinja2.Environment(
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )
-    environment.filters |= {"duration": duration, "number": number, "commands": _commands}
+    environment.filters |= {
+        "duration": duration,
+        "number": number,
+        "commands": _commands,
+        "known_metric": METRICS.__getitem__,
+    }
     return environment.from_string(Path(__file__).with_name("report.html").read_text())
 
 

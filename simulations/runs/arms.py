@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from fedmutual.evaluation import ClassSummary, summarise
-from simulations.runs.folder import DATA, Run
+from fedmutual.methods import DATA, place
+from simulations.runs.folder import Run
 
 
 def ends(counts: Mapping[int, int]) -> dict[str, list[int]]:
@@ -23,13 +24,6 @@ def counted(classes: Sequence[int], of: str) -> str:
 
 NOT_THE_METHOD = {"seed", "out", "store", "resume", "device", "timeout", "data-path", "download", "checkpoint-every"}
 """Settings that make no other arm: the seed, and those that say where and when but not what is computed."""
-
-METHODS = (
-    *("mutual", "mutual-scarcity", "mutual-auto", "mutual-constant", "isolated", "fedavg", "fedprox"),
-    *("pooled", "reweighted", "cbdm", "central-igd", "shared-igd"),
-    *("ridge", "copy-head", "memory"),
-)
-"""The order of known methods within what they do with the data; others follow."""
 
 
 @dataclass
@@ -59,8 +53,8 @@ class Arm:
 
     def summaries(self, metric: str) -> dict[int, ClassSummary]:
         """Worst class and mean over classes by seed, for the seeds that have a value."""
-        found = {run.seed: summarise(metric, run.scores(metric)) for run in self.runs}
-        return {seed: summary for seed, summary in found.items() if summary.worst_class is not None}
+        by_seed = {run.seed: summarise(metric, run.scores(metric)) for run in self.runs}
+        return {seed: summary for seed, summary in by_seed.items() if summary.worst_class is not None}
 
     def worst_classes(self, metric: str) -> list[int]:
         """The classes that are worst, or as bad as the worst, with some seed."""
@@ -71,7 +65,7 @@ class Arm:
 def arms_of(runs: Sequence[Run]) -> list[Arm]:
     """Runs grouped by method and settings, the seed apart; a seed that comes again starts an arm of its own.
 
-    In order of what is done with the data, then of `METHODS`, then as they come.
+    In order of what is done with the data, then of the registry of methods, then as they come.
     """
     groups: dict[tuple[Any, ...], list[Run]] = {}
     for run in runs:
@@ -90,8 +84,7 @@ def arms_of(runs: Sequence[Run]) -> list[Arm]:
 
 
 def _rank(arm: Arm) -> tuple[int, int]:
-    place = METHODS.index(arm.method) if arm.method in METHODS else len(METHODS)
-    return list(DATA).index(arm.data), place
+    return list(DATA).index(arm.data), place(arm.method)
 
 
 def _differences(arm: Arm, arms: Sequence[Arm]) -> list[str]:

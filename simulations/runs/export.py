@@ -1,7 +1,7 @@
 """`fedmutual export`: a class's network as a folder that diffusers loads."""
 
-import json
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import DDPMPipeline, DDPMScheduler
@@ -11,6 +11,7 @@ from fedmutual.diffusion import make_process
 from fedmutual.diffusion.sampling import betas
 from fedmutual.errors import UserError
 from fedmutual.networks.unet import UNet
+from fedmutual.run_folder import RunFacts, read_facts
 from fedmutual.settings import write_settings
 from simulations.runs.networks import class_networks, run_config
 
@@ -60,14 +61,14 @@ def export(run: Path, name: str, folder: Path, which: str = "last") -> None:
     Raises:
         UserError: a network or process that is not diffusers' DDPM, no such class, or a folder that holds something.
     """
-    config, facts = run_config(run), json.loads((run / "run.json").read_text())
+    config, facts = run_config(run), read_facts(run)
     for setting, known in (("process", ("ddpm",)), ("parametrisation", tuple(PREDICTION))):
-        if (value := getattr(config.diffusion, setting)) not in known:
+        if (value := config.settings()[setting]) not in known:
             needed = " or ".join(known)
             raise UserError(f"diffusers' DDPMPipeline needs {setting} = {needed}, and this run has {setting} = {value}")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder} is there already: name a new folder")
-    names = facts["class_names"]
+    names = list(facts.class_names)
     if name not in (*names, *map(str, range(len(names)))):
         raise UserError(f"no class {name!r}: there are {', '.join(names)}, numbered from 0")
     y = names.index(name) if name in names else int(name)
@@ -78,11 +79,11 @@ def export(run: Path, name: str, folder: Path, which: str = "last") -> None:
     if not isinstance(network, UNet):
         raise UserError(
             f"diffusers' DDPMPipeline takes a class's own U-Net, and this run has none: its method is "
-            f"{facts['method']}, its network = {config.network.kind}"
+            f"{facts.method}, its network = {config.network.kind}"
         )
     if any(network.padding):
         raise UserError(
-            f"the network pads images of shape {facts['shape']} to sides that its levels divide, which diffusers' "
+            f"the network pads images of shape {facts.shape} to sides that its levels divide, which diffusers' "
             f"DDPMPipeline does not: train with fewer levels, such as multipliers = 1,2,2"
         )
     process = make_process(config.diffusion)
@@ -94,18 +95,20 @@ def export(run: Path, name: str, folder: Path, which: str = "last") -> None:
         timestep_spacing="linspace",  # as fedmutual.diffusion.sampling spreads its steps
     )
     partial = folder.with_name(f".{folder.name}.partial")  # so that a folder of that name is always a whole one
-    DDPMPipeline(network.unet.float(), scheduler).save_pretrained(partial)
+    unet: Any = network.unet
+    pipeline: Any = DDPMPipeline(unet.float(), scheduler)
+    pipeline.save_pretrained(partial)
     (partial / "README.md").write_text(_card(config, facts, y, round_))
     partial.replace(folder)
 
 
-def _card(config: RunConfig, facts: dict, y: int, round_: int) -> str:
-    counts = facts.get("training_counts")
+def _card(config: RunConfig, facts: RunFacts, y: int, round_: int) -> str:
+    counts = facts.training_counts
     private = ("data-path", "out", "store", "extractor")  # places on the trainer's own disk
     settings = {key: value for key, value in config.settings().items() if key not in private}
     return CARD.format(
-        name=facts["class_names"][y],
-        shape="x".join(map(str, facts["shape"])),
+        name=facts.class_names[y],
+        shape="x".join(map(str, facts.shape or ())),
         peers=" and on what the networks of other classes say of them" if config.mutual.beta else "",
         round=round_,
         images=f", from {counts[y]} training images" if counts else "",

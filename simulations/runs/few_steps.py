@@ -38,7 +38,7 @@ class FewSteps:
     since classes have networks of their own, and is as full as `fedmutual.diffusion.sampling.ROWS` lets it be.
 
     Raises:
-        UserError: as `run_extractor`; settings under which there is nothing to compare; found before it takes time.
+        UserError: as `run_extractor`; settings under which there is nothing to compare; raised before it takes time.
     """
 
     def __init__(self, run: Path, steps: Sequence[int], seeds: int, which: str = "last", extractor: str = ""):
@@ -84,14 +84,14 @@ class FewSteps:
             share = min(seconds) / (rows[0]["seconds"] if rows else min(seconds))
             for metric in by_seed[0]:
                 for class_, over in (("worst", max), ("mean", mean)):
-                    found = Estimate.of(over(distances[metric]) for distances in by_seed)
+                    estimate = Estimate.of(over(distances[metric]) for distances in by_seed)
                     row = {
                         "name": "sampling",
                         "sampler": sampler,
                         "steps": count,
                         "samples": self.config.measuring.samples,
                     }
-                    row |= {"metric": metric, "class": class_, "mean": found.mean, "ci95": found.half}
+                    row |= {"metric": metric, "class": class_, "mean": estimate.mean, "ci95": estimate.half}
                     rows.append(row | {"seeds": self.seeds, "seconds": min(seconds), "share": share})
         return rows
 
@@ -113,8 +113,9 @@ class FewSteps:
         real, see = self.real, self.see
         by_metric = {"fd": [frechet_distance(own[y].samples, real[y].samples) for y in own]}
         if see:
-            by_metric[see.name("fd")] = [see.frechet(own[y].features, real[y].features) for y in own]
-            by_metric["from-full"] = [see.frechet(own[y].features, full[y].features) for y in own]
+            features = [{y: one.features for y, one in side.items() if one.features} for side in (own, real, full)]
+            by_metric[see.name("fd")] = [see.frechet(features[0][y], features[1][y]) for y in own]
+            by_metric["from-full"] = [see.frechet(features[0][y], features[2][y]) for y in own]
         else:
             by_metric["from-full"] = [frechet_distance(own[y].samples, full[y].samples) for y in own]
         return by_metric

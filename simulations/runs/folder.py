@@ -1,26 +1,32 @@
-"""Run folders read back, and runs grouped into arms.
+"""Runs read back from their folders, and what is worked out from one of them."""
 
-Runs of one method and the same settings that differ in their seed alone are one *arm*; its numbers are means
-over its seeds.
-"""
-
-import csv
-import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
-from zipfile import BadZipFile
-
-import numpy as np
+from typing import Any, cast
 
 from fedmutual.errors import UserError
+from fedmutual.evaluation import COUNTS
+from fedmutual.methods import DATA
+from fedmutual.run_folder import (
+    ALL,
+    CONFIG,
+    FACTS,
+    AuditRow,
+    HistoryLine,
+    MetricRow,
+    RunFacts,
+    read_audit,
+    read_facts,
+    read_history,
+    read_metrics,
+    read_samples,
+)
 from fedmutual.settings import read_settings
 
-DATA = {"stays": "Data stays", "pooled": "Data is pooled", "control": "Controls"}
-"""What a method does with the data, in the order in which arms are shown."""
+__all__ = ["CURVES", "DATA", "Run", "find_runs", "read_run", "read_runs", "read_samples"]
 
 CURVES = ("held_out", "loss", "mutual", "grad_norm")
 """Quantities of the history that have a value for each round and class."""
@@ -31,19 +37,19 @@ class Run:
     """What one run folder holds."""
 
     folder: Path
-    facts: dict[str, Any]  # run.json
+    facts: RunFacts
     settings: dict[str, Any]
-    history: list[dict[str, Any]]  # one (round, class) each, in this order
-    rows: list[dict[str, Any]]  # metrics.csv: class is an index, "worst", "mean" or "all"
-    audit: list[dict[str, Any]] = field(default_factory=list)  # audit.json, class as in rows
+    history: list[HistoryLine]  # one (round, class) each, in this order
+    rows: list[MetricRow]
+    audit: list[AuditRow] = field(default_factory=list)
 
     @property
     def name(self) -> str:
-        return str(self.facts["name"])
+        return str(self.facts.name)
 
     @property
     def method(self) -> str:
-        return str(self.facts["method"])
+        return str(self.facts.method)
 
     @property
     def seed(self) -> int:
@@ -51,39 +57,35 @@ class Run:
 
     @property
     def classes(self) -> list[str]:
-        return [str(name) for name in self.facts["class_names"]]
+        return [str(name) for name in self.facts.class_names]
 
     @property
     def data(self) -> str:
         """What its method does with the data, a key of `DATA`; a run of a federation need not say it."""
-        return str(self.facts.get("data") or "stays")
+        return self.facts.data or "stays"
 
     @cached_property
     def audited(self) -> dict[tuple[Any, ...], float]:
         """{(class, metric, attack, t): value} of the audit, where it could be measured."""
-        known = (row for row in self.audit if row["value"] is not None)
-        return {(row["class"], row["metric"], row["attack"], row.get("t")): row["value"] for row in known}
+        return {(row.class_, row.metric, row.attack, row.t): row.value for row in self.audit if row.value is not None}
 
     @property
     def rounds_done(self) -> int:
-        return max((line["round"] for line in self.history), default=0)
+        return max((line.round for line in self.history), default=0)
 
     @cached_property
     def by_metric(self) -> dict[str, dict[int, float]]:
         """{metric: {class: value}}."""
-        found: dict[str, dict[int, float]] = {}
+        values: dict[str, dict[int, float]] = {}
         for row in self.rows:
-            if isinstance(row["class"], int):
-                found.setdefault(row["metric"], {})[row["class"]] = row["value"]
-        return found
+            if isinstance(row.class_, int):
+                values.setdefault(row.metric, {})[row.class_] = row.value
+        return values
 
     @cached_property
     def together(self) -> dict[str, float]:
         """{metric: value} of the samples of all classes together, where it was measured."""
-        counts = ("n_reference", "n_generated")
-        return {
-            row["metric"]: row["value"] for row in self.rows if row["class"] == "all" and row["metric"] not in counts
-        }
+        return {row.metric: row.value for row in self.rows if row.class_ == ALL and row.metric not in COUNTS}
 
     def scores(self, metric: str) -> dict[int, float]:
         """The metric's value for each class that has a line."""
@@ -99,19 +101,22 @@ class Run:
             value, beta = line.get(quantity), line.get("beta")
             beta = self.settings.get("beta") if beta is None else beta
             if value is not None and math.isfinite(value) and not (quantity == "mutual" and beta == 0):
-                points.setdefault(line["class"], []).append((line["round"], value))
+                points.setdefault(line.class_, []).append((line.round, value))
         return points
 
     def moved(self, way: str) -> float | None:
         """Bytes that all clients received (`way` = "down") or sent ("up") over the whole training."""
-        told, lines = self.facts.get(f"bytes_{way}"), [line.get(f"bytes_{way}") for line in self.history]
-        return told if told is not None else sum(count or 0 for count in lines) if lines else None
+        recorded = cast("int | None", self.facts[f"bytes_{way}"])
+        if recorded is not None or not self.history:
+            return recorded
+        return sum(cast(int, line[f"bytes_{way}"]) for line in self.history)
 
     @property
     def seconds(self) -> float | None:
         """The training's own compute, summed over clients."""
-        told, lines = self.facts.get("seconds_training"), [line.get("seconds") or 0 for line in self.history]
-        return told if told is not None else sum(lines) if lines else None
+        if self.facts.seconds_training is not None or not self.history:
+            return self.facts.seconds_training
+        return sum(line.seconds or 0 for line in self.history)
 
 
 def read_run(folder: Path) -> Run:
@@ -123,106 +128,31 @@ def read_run(folder: Path) -> Run:
     folder = Path(folder)
     if not folder.is_dir():
         raise UserError(f"{folder} is not a run folder: there is no such folder")
-    facts = _read_facts(folder / "run.json")
+    facts = read_facts(folder)
+    classes = len(facts.class_names)
     return Run(
         folder=folder,
         facts=facts,
-        settings=read_settings(folder / "config.toml"),
-        history=_read_history(folder / "history.jsonl", len(facts["class_names"])),
-        rows=_read_metrics(folder / "metrics.csv", len(facts["class_names"])),
-        audit=_read_audit(folder / "audit.json", len(facts["class_names"])),
+        settings=read_settings(folder / CONFIG),
+        history=_in_order(read_history(folder, classes)),
+        rows=read_metrics(folder, classes),
+        audit=read_audit(folder, classes),
     )
 
 
-def _read_facts(path: Path) -> dict[str, Any]:
-    try:
-        facts = json.loads(path.read_bytes())
-    except FileNotFoundError:
-        raise UserError(f"{path} is missing: {path.parent} is not a run folder") from None
-    except ValueError as error:
-        raise UserError(f"{path} is not valid JSON: {error}") from None
-    lacking = [key for key in ("name", "method", "class_names") if key not in facts]
-    if lacking:
-        raise UserError(f"{path} lacks {', '.join(lacking)}")
-    if facts.get("data", "stays") not in DATA:
-        raise UserError(f"{path}: data must be one of {', '.join(DATA)}, not {facts['data']!r}")
-    return facts
-
-
-def _read_history(path: Path, classes: int) -> list[dict[str, Any]]:
-    """The lines in order of round and class; of two for the same, the later. A cut last line is left out."""
-    if not path.exists():
-        return []
-    lines = path.read_bytes().split(b"\n")
-    history = {}
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            entry = json.loads(line)
-            if entry["class"] not in range(classes):
-                raise UserError(f"{path}, line {number}: class {entry['class']} of {classes} classes")
-            history[int(entry["round"]), entry["class"]] = entry
-        except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError):
-            if number == len(lines):  # a whole line ends in a newline, so that this one was being written
-                break
-            raise UserError(f"{path}, line {number} is not a line of history: is the file damaged?") from None
-    return [history[key] for key in sorted(history)]
-
-
-def _read_metrics(path: Path, classes: int) -> list[dict[str, Any]]:
-    if not path.exists():
-        return []
-    with path.open(newline="") as file:
-        lines = list(csv.DictReader(file))
-    rows, seen = [], set()
-    for number, line in enumerate(lines, 2):
-        try:
-            y = line["class"] if line["class"] in ("worst", "mean", "all") else int(line["class"])
-            row = {
-                "method": line["method"],
-                "seed": int(line["seed"]),
-                "class": y,
-                "n_train": int(line["n_train"]) if line["n_train"] else None,
-                "metric": line["metric"],
-                "value": float(line["value"]) if line["value"] else math.nan,
-            }
-        except (KeyError, TypeError, ValueError):
-            header = "method,seed,class,n_train,metric,value"
-            raise UserError(f"{path}, line {number} is not of the form {header}") from None
-        if isinstance(y, int) and y not in range(classes):
-            raise UserError(f"{path}, line {number}: class {y} of {classes} classes")
-        if (y, row["metric"]) in seen:
-            raise UserError(f"{path} gives {row['metric']} of class {y} twice: a folder holds one run")
-        seen.add((y, row["metric"]))
-        rows.append(row)
-    return rows
-
-
-def _read_audit(path: Path, classes: int) -> list[dict[str, Any]]:
-    if not path.exists():
-        return []
-    try:
-        rows = json.loads(path.read_bytes())["rows"]
-        for row in rows:
-            if row["class"] not in ("worst", "mean", *range(classes)):
-                raise UserError(f"{path}: class {row['class']} of {classes} classes")
-            lacking = {"attack", "metric", "value"} - set(row)
-            if lacking:
-                raise UserError(f"{path}: a row lacks {', '.join(sorted(lacking))}")
-    except (ValueError, KeyError, TypeError):
-        again = f"fedmutual audit {path.parent}"
-        raise UserError(f"{path} does not hold the rows of an audit: run `{again}` anew") from None
-    return rows
+def _in_order(history: Sequence[HistoryLine]) -> list[HistoryLine]:
+    """The lines in order of round and class; of two for the same, the later."""
+    lines = {(line.round, line.class_): line for line in history}
+    return [lines[key] for key in sorted(lines)]
 
 
 def find_runs(folders: Sequence[Path]) -> list[Path]:
     """Run folders among and within `folders`, each once: a folder that is no run stands for the runs inside it."""
-    found: dict[Path, Path] = {}
+    runs: dict[Path, Path] = {}
     for folder in map(Path, folders):
-        inside = [] if (folder / "run.json").exists() else [path.parent for path in sorted(folder.rglob("run.json"))]
-        found |= {path.resolve(): path for path in inside or [folder]}
-    return list(found.values())
+        inside = [] if (folder / FACTS).exists() else [path.parent for path in sorted(folder.rglob(FACTS))]
+        runs |= {path.resolve(): path for path in inside or [folder]}
+    return list(runs.values())
 
 
 def read_runs(folders: Sequence[Path]) -> list[Run]:
@@ -238,18 +168,3 @@ def read_runs(folders: Sequence[Path]) -> list[Run]:
         if run.classes != runs[0].classes:
             raise UserError(f"{runs[0].folder} and {run.folder} have different classes: report them separately")
     return runs
-
-
-def read_samples(folder: Path) -> Mapping[str, Any]:
-    """The run's `generated_<y>` and `real_<y>`, as many as there are.
-
-    Raises:
-        UserError: a file that is there and cannot be read.
-    """
-    path = folder / "samples" / "samples.npz"
-    if not path.exists():
-        return {}
-    try:
-        return np.load(path, allow_pickle=False)
-    except (OSError, ValueError, BadZipFile) as error:
-        raise UserError(f"{path} cannot be read: {error}") from None

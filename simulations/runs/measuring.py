@@ -1,23 +1,29 @@
 """What a run yields: its networks, samples of every class, and the metrics of those samples."""
 
-import csv
-import json
-from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from fedmutual.checkpoint import write_atomic
 from fedmutual.config import RunConfig
 from fedmutual.data.fingerprint import refuse_changed
 from fedmutual.data.source import Source, open_source
 from fedmutual.device import pick_device
 from fedmutual.errors import UserError
-from fedmutual.evaluation import class_metrics, summarise
+from fedmutual.evaluation import COUNTS, class_metrics, summarise
 from fedmutual.evaluation.features import Extractor, Features, read_extractor
-from fedmutual.settings import write_settings
+from fedmutual.run_folder import (
+    ALL,
+    MEAN,
+    SAMPLES,
+    WORST,
+    MetricRow,
+    change_facts,
+    change_settings,
+    read_facts,
+    write_metrics,
+)
 from simulations.runs.networks import run_config
 from simulations.runs.sampling import OnClass, draw_samples, write_samples
 
@@ -36,7 +42,7 @@ def change_measuring(folder: Path, changes: dict[str, Any]) -> None:
         raise UserError(f"{trained[0]} is no setting of measuring: what may change is {', '.join(MEASURING)}")
     config = RunConfig.of(run_config(folder).settings(), changes)
     run_extractor(config)
-    write_atomic(folder / "config.toml", write_settings(config.settings()).encode())
+    change_settings(folder, config)
 
 
 def run_extractor(config: RunConfig, source: Source | None = None) -> Extractor | None:
@@ -57,12 +63,11 @@ def evaluate(
     which: str = "last",
     on_class: OnClass = lambda y: None,
     drawn: dict[int, Tensor] | None = None,
-) -> list[dict[str, Any]]:
+) -> list[MetricRow]:
     """Draw samples, measure them against the test part, and write `samples/` and `metrics.csv`; the rows of the latter.
 
-    A row is {method, seed, class, n_train, metric, value}; class is an index, `worst` or `mean`, and, with an
-    extractor, `all`: the measures in features of all classes together. `on_class` is called when a class is drawn
-    and again when it is measured; `drawn` are the samples by `draw_samples`, if they are at hand.
+    With an extractor there are rows for `ALL`: the measures in features of all classes together. `on_class` is called
+    when a class is drawn and again when it is measured; `drawn` are the samples by `draw_samples`, if they are at hand.
     """
     config = run_config(folder)
     if config.measuring.samples < 2:
@@ -72,9 +77,11 @@ def evaluate(
     extractor = run_extractor(config, source)
     generated = drawn or draw_samples(folder, config.measuring.samples, which, on_class)
     real = {y: source.test(y) for y in generated}
-    write_samples(folder / "samples", generated, real)
-    facts = json.loads((folder / "run.json").read_text())
-    rows, by_metric, features = [], {}, []
+    write_samples((folder / SAMPLES).parent, generated, real)
+    method = read_facts(folder).method
+    rows: list[MetricRow] = []
+    by_metric: dict[str, dict[int, float]] = {}
+    features: list[tuple[Features, Features]] = []
     for y in sorted(generated):
         train = source.train(y)
         measured = class_metrics(generated[y].numpy(), real[y].numpy(), train.numpy())
@@ -82,27 +89,18 @@ def evaluate(
             features.append((extractor(generated[y]), extractor(real[y])))
             measured |= extractor.metrics(*features[-1])
         for metric, value in measured.items():
-            rows.append(_row(facts["method"], config.seed, y, len(train), metric, value))
+            rows.append(MetricRow(method, config.seed, y, len(train), metric, value))
             by_metric.setdefault(metric, {})[y] = value
         on_class(y)
     for metric, values in by_metric.items():
-        if not metric.startswith("n_"):
+        if metric not in COUNTS:
             summary = summarise(metric, values)
-            rows.append(_row(facts["method"], config.seed, "worst", None, metric, summary.worst))
-            rows.append(_row(facts["method"], config.seed, "mean", None, metric, summary.mean))
+            rows.append(MetricRow(method, config.seed, WORST, None, metric, summary.worst))
+            rows.append(MetricRow(method, config.seed, MEAN, None, metric, summary.mean))
     if extractor:
-        measured = extractor.set_metrics(*(Features.joined(side) for side in zip(*features, strict=True)))
-        measured |= {count: sum(by_metric[count].values()) for count in ("n_reference", "n_generated")}
-        rows += [_row(facts["method"], config.seed, "all", None, metric, value) for metric, value in measured.items()]
-    text = StringIO()
-    writer = csv.DictWriter(text, fieldnames=list(_row("", 0, "", 0, "", 0.0)), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    write_atomic(folder / "metrics.csv", text.getvalue().encode())
-    facts["extractor"] = extractor.facts if extractor else None
-    write_atomic(folder / "run.json", json.dumps(facts, indent=1).encode())
+        together = extractor.set_metrics(*(Features.joined(side) for side in zip(*features, strict=True)))
+        together |= {count: sum(by_metric[count].values()) for count in COUNTS}
+        rows += [MetricRow(method, config.seed, ALL, None, metric, value) for metric, value in together.items()]
+    write_metrics(folder, rows)
+    change_facts(folder, extractor=extractor.facts if extractor else None)
     return rows
-
-
-def _row(method: str, seed: int, class_: int | str, n_train: int | None, metric: str, value: float) -> dict[str, Any]:
-    return {"method": method, "seed": seed, "class": class_, "n_train": n_train, "metric": metric, "value": value}

@@ -1,15 +1,13 @@
-"""What a run's networks tell a peer about its training samples: the attacks of `fedmutual.evaluation.audit`."""
+"""What a run's networks tell a peer about its training samples: the attacks of `fedmutual.evaluation.membership`."""
 
-import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from rich.table import Table
 from torch import Tensor
 
-from fedmutual.checkpoint import write_atomic
 from fedmutual.config import RunConfig
 from fedmutual.data.fingerprint import fingerprint, refuse_changed
 from fedmutual.data.source import open_source
@@ -18,17 +16,16 @@ from fedmutual.diffusion import make_process
 from fedmutual.diffusion.sampling import noise_predictor
 from fedmutual.errors import UserError
 from fedmutual.evaluation.membership import PIA_TIME, Finding, audit, mean
+from fedmutual.run_folder import MEAN, WORST, AuditRow, read_facts, write_audit
 from fedmutual.seeds import generator
 from simulations.runs.networks import class_networks, run_config
 from simulations.runs.sampling import OnClass, draw_class
 
 LEAST = 10
-"""Non-members without which nothing can be told apart."""
+"""The fewest non-members that members can be compared with."""
 
 CHANGEABLE = ("audit-candidates", "data", "data-path", "device")
 """Settings of an audit's own, and those that say where the data lie: none says what was trained."""
-
-Row = dict[str, Any]
 
 
 def audit_run(
@@ -38,13 +35,12 @@ def audit_run(
     changes: Mapping[str, Any] | None = None,
     only: int | None = None,
     drawn: Mapping[int, Tensor] | None = None,
-) -> list[Row]:
-    """Audit a run's checkpoint, and write `audit.json`, {"round": ..., "rows": [...]}; the rows.
+) -> list[AuditRow]:
+    """Audit a run's checkpoint, and write `audit.json`; its rows.
 
-    A row is {method, seed, class, n_train, attack, t, metric, value, low, high, queries, members, non_members}; class
-    is an index, `worst` (the class where the attack finds most, so that its interval does not cover the choice) or
-    `mean`; an undefined value is None. `changes` are settings of `CHANGEABLE`; `only` audits one class, the
-    one whose holder has the data; `drawn` are each class's samples by `draw_samples`, if they are at hand.
+    `WORST` is the class where the attack finds most, so that its interval does not cover the choice. `changes` are
+    settings of `CHANGEABLE`; `only` audits one class, the one whose holder has the data; `drawn` are each class's
+    samples by `draw_samples`, if they are at hand.
 
     Raises:
         UserError: no run or checkpoint; the data are not on this machine; too few non-members.
@@ -55,10 +51,12 @@ def audit_run(
     round_, networks = class_networks(folder, which, device)
     sides = _candidates(config, sorted(networks), only)
     counts = {y: len(train) for y, (train, _) in sides.items()}
-    names = json.loads((folder / "run.json").read_text())["class_names"]
-    refuse_changed(folder, {y: fingerprint(train) for y, (train, _) in sides.items()}, names)
-    method = json.loads((folder / "run.json").read_text())["method"]
-    findings, sizes, rows = {}, {}, []
+    facts = read_facts(folder)
+    refuse_changed(folder, {y: fingerprint(train) for y, (train, _) in sides.items()}, list(facts.class_names))
+    method = facts.method
+    findings: dict[int, list[Finding]] = {}
+    sizes: dict[int, tuple[int, int]] = {}
+    rows: list[AuditRow] = []
     for y, parts in sides.items():
         members, non_members = (
             part[: config.measuring.audit_candidates].to(device, process.alpha.dtype) for part in parts
@@ -76,7 +74,7 @@ def audit_run(
         on_class(y)
     for same in zip(*findings.values(), strict=True):  # one finding in each class
         rows += _summaries(method, config.seed, dict(zip(findings, same, strict=True)), sizes)
-    write_atomic(folder / "audit.json", json.dumps({"round": round_, "rows": rows}, indent=1).encode())
+    write_audit(folder, round_, rows)
     return rows
 
 
@@ -113,36 +111,40 @@ def _candidates(config: RunConfig, networks: list[int], only: int | None) -> dic
     return sides
 
 
-def _summaries(method: str, seed: int, by_class: dict[int, Finding], sizes: dict[int, tuple[int, int]]) -> list[Row]:
-    """The worst class, the one where most is found, and the mean; of the control, which has no worst, the mean."""
+def _summaries(
+    method: str, seed: int, by_class: dict[int, Finding], sizes: dict[int, tuple[int, int]]
+) -> list[AuditRow]:
+    """Rows of the worst class, where the attack finds most, and of the mean; the control has no worst class."""
     finding = next(iter(by_class.values()))
-    known = {y: found for y, found in by_class.items() if not math.isnan(found.estimate.value)}
-    average = finding._replace(estimate=mean([found.estimate for found in known.values()]))
-    total = tuple(sum(sizes[y][side] for y in known) for side in (0, 1))
-    rows = [_row(method, seed, "mean", None, average, total)]
+    known = {y: one for y, one in by_class.items() if not math.isnan(one.estimate.value)}
+    average = finding._replace(estimate=mean([one.estimate for one in known.values()]))
+    members, others = (sum(sizes[y][side] for y in known) for side in (0, 1))
+    rows = [_row(method, seed, MEAN, None, average, (members, others))]
     if known and finding.attack != "control-shuffled":
         worst = max(known, key=lambda y: known[y].estimate[:2])  # of equals the surest
-        rows.append(_row(method, seed, "worst", None, known[worst], sizes[worst]))
+        rows.append(_row(method, seed, WORST, None, known[worst], sizes[worst]))
     return rows
 
 
 def _row(
-    method: str, seed: int, class_: int | str, n_train: int | None, finding: Finding, sizes: tuple[int, ...]
-) -> Row:
+    method: str, seed: int, class_: int | str, n_train: int | None, finding: Finding, sizes: tuple[int, int]
+) -> AuditRow:
     estimate = {key: None if math.isnan(value) else value for key, value in finding.estimate._asdict().items()}
-    return {
-        "method": method,
-        "seed": seed,
-        "class": class_,
-        "n_train": n_train,
-        "attack": finding.attack,
-        "t": finding.t,
-        "metric": finding.metric,
-        **estimate,
-        "queries": finding.queries,
-        "members": sizes[0],
-        "non_members": sizes[1],
-    }
+    return AuditRow(
+        method=method,
+        seed=seed,
+        class_=class_,
+        n_train=n_train,
+        attack=finding.attack,
+        t=finding.t,
+        metric=finding.metric,
+        value=estimate["value"],
+        low=estimate["low"],
+        high=estimate["high"],
+        queries=finding.queries,
+        members=sizes[0],
+        non_members=sizes[1],
+    )
 
 
 HEADLINE = ("pia", PIA_TIME, "auc")
@@ -150,37 +152,38 @@ CONTROL = ("control-shuffled", PIA_TIME, "auc")
 """(attack, t, metric) of the rows that answer the question, and of those that must find nothing."""
 
 
-def table(rows: list[Row]) -> Table:
+def table(rows: Sequence[AuditRow]) -> Table:
     """A line for the worst class, one for the mean, one for each class; 95 % intervals, – where undefined."""
-    found = {(row["class"], row["attack"], row["t"], row["metric"]): row for row in rows}
-    classes = list(dict.fromkeys(row["class"] for row in rows))
+    by_key = {(row.class_, row.attack, row.t, row.metric): row for row in rows}
+    classes = list(dict.fromkeys(row.class_ for row in rows))
     lines = Table("class", "members", "others", box=None, padding=(0, 2, 0, 0))
     for heading in ("AUC, PIA", "AUC, loss", "at 1% FPR", "extracted"):
         lines.add_column(heading, justify="right")
-    for y in sorted(classes, key=lambda y: {"worst": -2, "mean": -1}.get(y, y)):
-        sizes = [str(found[y, *HEADLINE][side]) if isinstance(y, int) else "" for side in ("members", "non_members")]
+    for y in [place for place in (WORST, MEAN) if place in classes] + sorted(y for y in classes if isinstance(y, int)):
+        headline = by_key[y, *HEADLINE]
+        sizes = [str(headline.members), str(headline.non_members)] if isinstance(y, int) else ["", ""]
         lines.add_row(
             str(y),
             *sizes,
-            shown(found[y, *HEADLINE]),
-            shown(found[y, "loss", None, "auc"], interval=False),
-            shown(found.get((y, "pia", PIA_TIME, "tpr-at-1-fpr")), interval=False),
-            shown(found.get((y, "extraction", None, "extracted"))),
+            shown(headline),
+            shown(by_key[y, "loss", None, "auc"], interval=False),
+            shown(by_key.get((y, "pia", PIA_TIME, "tpr-at-1-fpr")), interval=False),
+            shown(by_key.get((y, "extraction", None, "extracted"))),
         )
     return lines
 
 
-def shown(row: Row | None, interval: bool = True) -> str:
+def shown(row: AuditRow | None, interval: bool = True) -> str:
     """The value of a row with its limits; – where there is none."""
-    if row is None or row["value"] is None:
+    if row is None or row.value is None:
         return "–"
-    return f"{row['value']:.2f}" + (f" {row['low']:.2f}-{row['high']:.2f}" if interval else "")
+    return f"{row.value:.2f}" + (f" {row.low:.2f}-{row.high:.2f}" if interval else "")
 
 
-def control(rows: list[Row]) -> str:
-    """What the control found, as a sentence of its own."""
-    (row,) = (row for row in rows if (row["class"], row["attack"], row["t"], row["metric"]) == ("mean", *CONTROL))
+def control(rows: Sequence[AuditRow]) -> str:
+    """What the control measured, as a sentence of its own."""
+    (row,) = (row for row in rows if (row.class_, row.attack, row.t, row.metric) == (MEAN, *CONTROL))
     return (
-        f"Control: with members and others shuffled the mean AUC is {row['value']:.2f}, "
-        f"by chance from {row['low']:.2f} to {row['high']:.2f}."
+        f"Control: with members and others shuffled the mean AUC is {row.value:.2f}, "
+        f"by chance from {row.low:.2f} to {row.high:.2f}."
     )

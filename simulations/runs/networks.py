@@ -1,12 +1,13 @@
 """The networks of a run, read from its checkpoints."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from torch import nn
 
 from fedmutual.baselines.memory import Memory
-from fedmutual.checkpoint import CheckpointError, load, load_newest
+from fedmutual.checkpoint import CheckpointError
 from fedmutual.config import RunConfig
 from fedmutual.data.source import num_classes, sample_shape
 from fedmutual.device import dtype_of
@@ -14,7 +15,7 @@ from fedmutual.diffusion import make_process
 from fedmutual.errors import UserError
 from fedmutual.networks import OfClass, build, build_conditional
 from fedmutual.records import Network
-from fedmutual.run_folder import SHARED, checkpoints, networks_in
+from fedmutual.run_folder import CONFIG, SHARED, checkpoints, holds_run, newest_checkpoint, read_checkpoint
 from fedmutual.settings import read_settings
 
 
@@ -24,9 +25,9 @@ def run_config(folder: Path) -> RunConfig:
     Raises:
         UserError: there is no run.
     """
-    if not (folder / "config.toml").exists():
+    if not holds_run(folder):
         raise UserError(f"{folder} holds no run: name a folder that `fedmutual simulate` wrote")
-    return RunConfig.of(read_settings(folder / "config.toml"))
+    return RunConfig.of(read_settings(folder / CONFIG))
 
 
 def read_networks(folder: Path, which: str = "last") -> tuple[int, dict[int, Network]]:
@@ -40,28 +41,30 @@ def read_networks(folder: Path, which: str = "last") -> tuple[int, dict[int, Net
     round_, networks = _read(folder, which)
     if SHARED in networks:
         return round_, dict.fromkeys(range(num_classes(run_config(folder).data)), networks[SHARED])
-    return round_, networks
+    return round_, _of_classes(networks)
 
 
 def _read(folder: Path, which: str) -> tuple[int, dict[int | str, Network]]:
     """(round, networks) of a checkpoint as it is laid out."""
-    files = checkpoints(folder)
-    newest = load_newest(files)
-    if newest is None:
+    checkpoint = newest_checkpoint(folder)
+    if checkpoint is None:
         raise UserError(f"{folder} holds no whole checkpoint: let the run finish a round first")
-    _, tensors, meta = newest
     if which != "last":
-        wanted = str(meta["best"][0]) if which == "best" else which
+        paths = {str(round_): path for round_, path in checkpoints(folder).items()}
+        wanted = str(checkpoint.best[0]) if which == "best" else which
         if wanted == "0":
             raise UserError("no round had a reply of every class, so none is best: use --round last")
-        rounds = {str(int(file.stem.removeprefix("round-"))): file for file in files}
-        if wanted not in rounds:
-            raise UserError(f"no checkpoint of round {wanted}: there are {', '.join(rounds)}, last and best")
+        if wanted not in paths:
+            raise UserError(f"no checkpoint of round {wanted}: there are {', '.join(paths)}, last and best")
         try:
-            tensors, meta = load(rounds[wanted])
+            checkpoint = read_checkpoint(paths[wanted])
         except CheckpointError as error:
             raise UserError(str(error)) from None
-    return meta["round"], networks_in(tensors)
+    return checkpoint.round, {place: entry.network for place, entry in checkpoint.networks.items()}
+
+
+def _of_classes(networks: Mapping[int | str, Network]) -> dict[int, Network]:
+    return {place: network for place, network in networks.items() if isinstance(place, int)}
 
 
 def class_networks(folder: Path, which: str, device: torch.device) -> tuple[int, dict[int, nn.Module]]:
@@ -77,7 +80,7 @@ def class_networks(folder: Path, which: str, device: torch.device) -> tuple[int,
         shared = _ready(build_conditional(config, shape, classes), states[SHARED], device)
         return round_, {y: OfClass(shared, y).eval() for y in range(classes)}
     networks: dict[int, nn.Module] = {}
-    for y, state in sorted(states.items()):
+    for y, state in sorted(_of_classes(states).items()):
         if set(state) == {"samples"}:
             process = make_process(config.diffusion, device, dtype_of(config.compute))
             networks[y] = Memory(state["samples"].to(device), process, config.diffusion.parametrisation).eval()

@@ -7,6 +7,7 @@ import torch
 from rich.table import Table
 from torch import Tensor, nn
 
+from fedmutual.config import Parametrisation
 from fedmutual.data.fingerprint import fingerprint, refuse_changed
 from fedmutual.data.source import open_source
 from fedmutual.device import dtype_of, pick_device
@@ -70,7 +71,7 @@ def weigh_peers(folder: Path, which: str = "last", on_class: OnClass = lambda y:
 def _estimates(
     networks: dict[int, nn.Module],
     process: Process,
-    parametrisation: str,
+    parametrisation: Parametrisation,
     y: int,
     x0: Tensor,
     noise: Tensor,

@@ -15,6 +15,7 @@ from fedmutual.data.source import sample_shape
 from fedmutual.device import dtype_of, pick_device
 from fedmutual.diffusion import Process, make_process
 from fedmutual.diffusion.sampling import sample
+from fedmutual.run_folder import write_arrays
 from fedmutual.seeds import generator
 from simulations.runs.networks import class_networks, run_config
 
@@ -92,10 +93,8 @@ def draw(
 
 def write_samples(folder: Path, generated: dict[int, Tensor], real: dict[int, Tensor], grid: int = 64) -> None:
     """`samples.npz`, and for images a PNG grid of each class, 8 in a row."""
-    folder.mkdir(parents=True, exist_ok=True)
-    arrays = {f"generated_{y}": tensor.numpy() for y, tensor in generated.items()}
-    arrays |= {f"real_{y}": tensor.float().numpy() for y, tensor in real.items() if len(tensor)}
-    np.savez_compressed(folder / "samples.npz", **arrays)
+    arrays = {y: tensor.numpy() for y, tensor in generated.items()}
+    write_arrays(folder, arrays, {y: tensor.float().numpy() for y, tensor in real.items()})
     for y, images in generated.items():
         if images.ndim == 4:
             pixels = images[:grid].clamp(-1, 1)

@@ -11,7 +11,7 @@ from simulations.runs.sampling import sheet
 
 
 def write_events(runs: Sequence[Path]) -> list[Path]:
-    """Write RUN/tensorboard for each run found in `runs`, in place of what an earlier call wrote; the folders.
+    """Write RUN/tensorboard for each run in `runs`, in place of what an earlier call wrote; the folders.
 
     Tags are <quantity>/<class>. A step is a gradient step of a client: the round times `local-steps`. Metrics and
     samples stand at the last step. `tensorboard --logdir DIR` shows every run below DIR.
@@ -44,9 +44,9 @@ def _write(run: Run, writer: Any) -> None:
             for round_, value in points:
                 writer.add_scalar(f"{quantity}/{run.classes[y]}", value, round_ * steps)
     for row in run.rows:
-        name = run.classes[row["class"]] if isinstance(row["class"], int) else row["class"]
-        if not math.isnan(row["value"]):
-            writer.add_scalar(f"{row['metric']}/{name}", row["value"], last)
+        name = run.classes[row.class_] if isinstance(row.class_, int) else row.class_
+        if not math.isnan(row.value):
+            writer.add_scalar(f"{row.metric}/{name}", row.value, last)
     store = read_samples(run.folder)
     for kind in ("generated", "real"):
         for y, name in enumerate(run.classes):

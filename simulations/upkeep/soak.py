@@ -12,7 +12,7 @@ import re
 import signal
 import time
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
@@ -197,7 +197,7 @@ def resident(pid: int) -> tuple[str, float]:
 # What became of it
 
 
-Rows = list[dict[str, Any]]
+Rows = Sequence[Mapping[str, Any]]
 
 
 def soak(rounds: int, out: Path, cpus: int, on_round: OnRound) -> tuple[Rows, Rows, list[str]]:

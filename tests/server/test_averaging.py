@@ -31,7 +31,7 @@ def average(config, prepare=prepare_fedavg, **options):
 
 
 def iterate(strategy):
-    return strategy.shelf.entries[ITERATE].network
+    return strategy.model.entries[ITERATE].network
 
 
 def test_one_round_is_the_mean_of_the_clients_weighted_by_their_samples(small):
@@ -55,7 +55,7 @@ def test_samples_come_from_the_average_over_rounds(small):
     decay = min(0.5, 3 / 12) ** 3
     for name, mean in iterate(strategy).items():
         expected = decay * start[name].detach() + (1 - decay) * mean
-        torch.testing.assert_close(strategy.shelf.entries[SHARED].network[name], expected)
+        torch.testing.assert_close(strategy.model.entries[SHARED].network[name], expected)
 
 
 def test_history_and_checkpoint_are_those_of_any_run(small):
@@ -72,7 +72,7 @@ def test_history_and_checkpoint_are_those_of_any_run(small):
     assert (round_, set(of_class)) == (2, set(range(10)))
     x, t = torch.randn(3, *SHAPE), torch.full((3,), 5.0)
     assert not torch.equal(of_class[0](x, t), of_class[1](x, t))
-    assert_same(dict(read_networks(folder)[1]), dict.fromkeys(range(10), strategy.shelf.entries[SHARED].network))
+    assert_same(dict(read_networks(folder)[1]), dict.fromkeys(range(10), strategy.model.entries[SHARED].network))
 
 
 def test_fedprox_adds_the_gradient_of_its_term():
@@ -122,7 +122,7 @@ def test_stopping_and_resuming_equals_running_through_in_any_order_of_clients(sm
         average(config, fault=interrupt)
     resumed = average(config.but(resume=True), seed=1)
     for name in (SHARED, ITERATE):
-        assert_same({0: resumed.shelf.entries[name].network}, {0: expected.shelf.entries[name].network})
+        assert_same({0: resumed.model.entries[name].network}, {0: expected.model.entries[name].network})
     lines = [(line["round"], line["class"]) for line in read_history(Path(config.federation.out))]
     assert lines == [(round_, y) for round_ in range(1, 7) for y in range(10)]
 

@@ -13,9 +13,10 @@ import torch
 
 from fedmutual.config import RunConfig
 from fedmutual.errors import UserError
+from fedmutual.methods import METHODS
 from fedmutual.run_folder import read_history
 from simulations.experiments.arm import is_finished, is_trained, run_arm
-from simulations.experiments.methods import METHODS
+from simulations.experiments.methods import RECIPES
 from simulations.experiments.plan import plan
 from simulations.runs.measuring import evaluate
 from simulations.runs.membership import audit_run
@@ -23,7 +24,7 @@ from simulations.runs.networks import class_networks, read_networks
 from tests.simulations.engine.test_simulation import COMMAND, assignments, fedmutual
 from tests.support.federation import SMALL, assert_same, federate, networks
 
-HERE = [name for name, method in METHODS.items() if not method.federated]
+HERE = [name for name, recipe in RECIPES.items() if not recipe.federated]
 FACTS = {"name", "method", "class_names", "training_counts", "status", "versions", "hardware", "parameters", "data"}
 FACTS |= {"gradient_steps_per_class", "samples_seen_per_class", "bytes_down", "bytes_up", "seconds_training"}
 
@@ -141,7 +142,7 @@ def test_an_arm_that_fails_is_named_and_the_others_are_done(tmp_path):
 @pytest.mark.parametrize(
     ("settings", "methods", "seeds", "says"),
     [
-        ({}, "pooled,fedavgg", 1, "no method 'fedavgg': there are mutual-constant, mutual-scarcity, isolated"),
+        ({}, "pooled,fedavgg", 1, "no method 'fedavgg': there are mutual-scarcity, mutual-constant, isolated"),
         ({}, "", 1, "no method ''"),
         ({}, "pooled,pooled", 1, "names a method twice"),
         ({}, "pooled", 0, "--seeds 0: a comparison needs at least one seed"),
@@ -181,11 +182,15 @@ def test_folders_of_something_else_are_refused(tmp_path):
         plan(SMALL, "pooled", 1, tmp_path / "cmp" / "cbdm")
 
 
+def test_every_method_of_the_registry_can_be_run_but_for_what_simulate_calls_its_runs():
+    assert list(RECIPES) == [name for name in METHODS if name != "mutual"]
+
+
 def test_settings_of_one_method_reach_it_alone(tmp_path):
     made = plan({**SMALL, "mutual-constant.beta": 1.0, "fedprox.proximal-mu": 0.5}, "all", 1, tmp_path / "cmp")
     betas = {name: config.mutual.beta for (name, _), config in made.arms.items()}
     assert (betas["mutual-constant"], betas["mutual-scarcity"], betas["isolated"]) == (1.0, 3.0, 0.0)
-    assert made.arms["mutual-constant", 0].beta_rule == "constant"
+    assert made.arms["mutual-constant", 0].mutual.rule == "constant"
     assert {name for (name, _), config in made.arms.items() if config.rivals.proximal_mu == 0.5} == {"fedprox"}
     budgets = {
         (c.rounds, c.local_steps, c.optimiser.batch, c.network.width, c.optimiser.learning_rate, c.seed)
