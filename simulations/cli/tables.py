@@ -1,7 +1,7 @@
 """Tables and JSON rows, as commands print them."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
@@ -62,7 +62,7 @@ def print_metrics(rows: list[dict[str, Any]]) -> None:
     _print_wide(table)
 
 
-def print_rows(rows: list[dict[str, Any]]) -> None:
+def print_rows(rows: Sequence[Mapping[str, Any]]) -> None:
     """Rows that share their fields, as a table."""
     table = Table(*(key.replace("_", " ") for key in next(iter(rows), {})), box=None, padding=(0, 2, 0, 0))
     for row in rows:
@@ -75,7 +75,7 @@ def _print_wide(table: Table) -> None:
     Console(width=max(Console().width, WIDE)).print(table)
 
 
-def _print_json(rows: list[dict[str, Any]]) -> None:
+def _print_json(rows: Sequence[Mapping[str, Any]]) -> None:
     print(json.dumps({"rows": rows}))
 
 

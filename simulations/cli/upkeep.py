@@ -61,7 +61,7 @@ def soak(
     with progress("soaking", rounds, "rounds") as advance:
         accounts, memory, wrong = run(rounds, folder, cpus, lambda rows: advance(rows[0]["round"]))
     if as_json:
-        _print_json(accounts + memory)
+        _print_json([*accounts, *memory])
     else:
         for rows in (accounts, memory):
             print_rows(rows)

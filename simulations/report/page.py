@@ -11,6 +11,7 @@ import jinja2
 from markupsafe import Markup, escape
 
 from fedmutual.errors import UserError
+from fedmutual.evaluation import METRICS
 from simulations.report import costs, pictures, provenance, sections
 from simulations.report.answer import answer
 from simulations.report.comparison import Comparison
