@@ -2,4 +2,4 @@
 
 
 class UserError(ValueError):
-    """Something the user can mend; its text is one line that says what is wrong and what to do."""
+    """An error that the user can correct; its text is one line that says what is wrong and what to do."""

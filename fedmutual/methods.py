@@ -1,6 +1,6 @@
 """The registry of methods: what each does with the data, the order of tables, and what it is in one sentence.
 
-How a method is run is the business of `simulations.experiments.methods`; whoever reads or shows runs needs these facts
+How a method is run is the business of `simulations.experiments.methods`; what reads or shows runs needs these facts
 alone, and no client or server.
 """
 

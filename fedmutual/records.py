@@ -6,7 +6,7 @@ What crosses the wire, and nothing else:
   that `peers` names;
 - client to server: its class (`HELLO`), then its network (`network`) and numbers (`NUMBERS`).
 
-Whatever arrives was written by somebody else. It is taken whole or refused whole, with one line that says why.
+What arrives was written by another machine. It is accepted whole or refused whole, with one line that says why.
 """
 
 import json
@@ -33,7 +33,7 @@ OPTIONAL_NUMBERS = ("held-out-loss", "count")
 
 
 REASON = 300
-"""Longest reason, in characters, that a log or a history takes over from somebody else."""
+"""The longest reason of another machine, in characters, that a log or a history records."""
 
 HEADER = 10 + 2**16
 """Bytes that a header of NumPy's format, version 1.0, takes at most."""

@@ -90,7 +90,7 @@ class NpzPart(Part):
                 return np.zeros(stored[0], np.int64)
             labels = _labels(self.path, f"{self.prefix}labels")
         self.check_length(len(labels))
-        # Labels of another part that the training part lacks belong to nobody.
+        # Labels of another part that the training part lacks belong to no class.
         return np.where(np.isin(labels, self.names), np.searchsorted(self.names, labels), -1)
 
     def check_length(self, labels: int) -> None:

@@ -18,12 +18,12 @@ class Estimate:
     @classmethod
     def of(cls, values: Iterable[float]) -> "Estimate":
         """mean ± t_{0.975, n-1} s / sqrt(n) of n values, at least one."""
-        found = np.fromiter(values, float)
-        count = len(found)
+        known = np.fromiter(values, float)
+        count = len(known)
         if count < 2:
-            return cls(float(found[0]), None, 1)
-        half = student.ppf(0.975, count - 1) * found.std(ddof=1) / np.sqrt(count)
-        return cls(float(found.mean()), float(half), count)
+            return cls(float(known[0]), None, 1)
+        half = student.ppf(0.975, count - 1) * known.std(ddof=1) / np.sqrt(count)
+        return cls(float(known.mean()), float(half), count)
 
     @classmethod
     def maybe(cls, values: Iterable[float]) -> "Estimate | None":

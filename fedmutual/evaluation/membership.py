@@ -74,7 +74,7 @@ class Finding(NamedTuple):
 UNDEFINED = Estimate(math.nan, math.nan, math.nan)
 
 
-# Members told from non-members by a score
+# Separating members from non-members by a score
 
 
 def auc(members: ArrayLike, non_members: ArrayLike) -> Estimate:
@@ -87,7 +87,7 @@ def auc(members: ArrayLike, non_members: ArrayLike) -> Estimate:
     and `scipy.stats.mannwhitneyu`.
 
     Raises:
-        UserError: nobody on a side, or scores that are not finite.
+        UserError: no sample on one side, or scores that are not finite.
     """
     members, non_members = _compared(members, non_members)
     m, n = len(members), len(non_members)
@@ -143,7 +143,7 @@ def extracted(generated: ArrayLike, members: ArrayLike, non_members: ArrayLike) 
     any of them, which n of them leave to chance with probability 1 / (n + 1). Interval as `true_positive_rate`.
 
     Raises:
-        UserError: nobody on a side, or samples that are not finite.
+        UserError: no sample on one side, or samples that are not finite.
     """
     drawn = np.asarray(generated, dtype=np.float64)
     drawn = drawn.reshape(len(drawn), -1)

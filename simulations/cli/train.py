@@ -53,7 +53,7 @@ def simulate(
     if config.measuring.extractor and config.measuring.samples:
         from simulations.runs.measuring import run_extractor
 
-        run_extractor(config)  # a file that does not fit is found before the training, not after it
+        run_extractor(config)  # a file that does not fit is refused before the training, not after it
     simulation: Simulation = Simulation(config, cpus, gpus)
     refused = 0
     print_notices(simulation.notices)
@@ -130,8 +130,8 @@ def extractor(
         facts = training.run(advance)
     if as_json:
         return _print_json([facts])
-    right = f"{100 * facts['accuracy']:.1f} % of {facts['test_images']} test images"
-    print(f"{path}: {facts['training_images']} training images, {right} told right, sha256 {facts['sha256'][:16]}")
+    right = f"{100 * facts['accuracy']:.1f} % of {facts['test_images']} test images classified correctly"
+    print(f"{path}: {facts['training_images']} training images, {right}, sha256 {facts['sha256'][:16]}")
 
 
 def presets(as_json: AsJson = False) -> None:

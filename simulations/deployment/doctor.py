@@ -265,7 +265,8 @@ def superlink(connection: Connection) -> Iterable[Finding]:
     try:
         if connection.insecure:
             remedy = "give the SuperLink certificates, and this connection root-certificates instead of insecure"
-            yield Finding("tls", "warning", "none: whoever is on the way reads and changes what is sent", remedy)
+            seen = "none: anyone between the two machines can read and change what is sent"
+            yield Finding("tls", "warning", seen, remedy)
         else:
             findings = list(_tls(connection, host, port))
             trusted = all(finding.verdict != "wrong" for finding in findings)
@@ -315,7 +316,7 @@ def _tls(connection: Connection, host: str, port: int) -> Iterable[Finding]:
 
 
 def _unchecked() -> ssl.SSLContext:
-    """For a look at what a server presents, whoever it is; nothing is told to it."""
+    """For a look at what a server presents, whichever it is; nothing is sent to it."""
     context = ssl.create_default_context()
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE

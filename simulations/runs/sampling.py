@@ -64,7 +64,7 @@ def draw_class(
     y: int,
     round_: int,
 ) -> Tensor:
-    """Class y's samples at a round, the same whoever draws them: `draw` with (seed, y, round, "samples")."""
+    """Class y's samples at a round, the same on every machine: `draw` with (seed, y, round, "samples")."""
     rng = generator(config.seed, y, round_, "samples", device=process.alpha.device)
     return draw(network, process, shape, count, config, rng)
 

@@ -72,36 +72,37 @@ CONTENTS = ["whole", "flipped", "cut", "longer", "bytes", "values", "shape", "dt
 
 
 @st.composite
+def contents(draw, fitting, kind):
+    """The bytes of an array: those of `fitting`, or spoilt in the way `kind` says."""
+    data = bytearray(saved(fitting))
+    match kind:
+        case "flipped":
+            for place in draw(st.lists(st.integers(0, len(data) - 1), min_size=1, max_size=8)):
+                data[place] ^= draw(st.integers(1, 255))
+            return data
+        case "cut":
+            return data[: draw(st.integers(0, len(data)))]
+        case "longer":
+            return data + draw(st.binary(min_size=1, max_size=64))
+        case "whole":
+            return data
+    made = {
+        "bytes": lambda: draw(st.binary(max_size=200)),
+        "values": lambda: saved(np.full_like(fitting, draw(st.floats(width=32)))),
+        "shape": lambda: saved(fitting[..., None]),
+        "dtype": lambda: saved(fitting.astype(draw(st.sampled_from(["f8", "i4", ">f4", "c8", "?", "S3"])))),
+        "header": lambda: announcing(draw(shapes)) + bytes(draw(st.integers(0, 64))),
+        "pickle": lambda: saved(np.array([{}, []], dtype=object), allow_pickle=True),
+        "zip": lambda: zipped(10_000),
+    }
+    return made[kind]()
+
+
+@st.composite
 def arrays(draw):
     """An array as a client may describe it, with content that keeps or breaks what is described."""
     fitting = BANK.like[draw(st.sampled_from(NAMES))].numpy()
-    content = draw(
-        st.sampled_from(
-            ["whole", "flipped", "cut", "longer", "bytes", "values", "shape", "dtype", "header", "pickle", "zip"]
-        )
-    )
-    data = bytearray(saved(fitting))
-    if content == "flipped":
-        for place in draw(st.lists(st.integers(0, len(data) - 1), min_size=1, max_size=8)):
-            data[place] ^= draw(st.integers(1, 255))
-    elif content == "cut":
-        data = data[: draw(st.integers(0, len(data)))]
-    elif content == "longer":
-        data += draw(st.binary(min_size=1, max_size=64))
-    elif content == "bytes":
-        data = draw(st.binary(max_size=200))
-    elif content == "values":
-        data = saved(np.full_like(fitting, draw(st.floats(width=32))))
-    elif content == "shape":
-        data = saved(fitting[..., None])
-    elif content == "dtype":
-        data = saved(fitting.astype(draw(st.sampled_from(["f8", "i4", ">f4", "c8", "?", "S3"]))))
-    elif content == "header":
-        data = announcing(draw(shapes)) + bytes(draw(st.integers(0, 64)))
-    elif content == "pickle":
-        data = saved(np.array([{}, []], dtype=object), allow_pickle=True)
-    elif content == "zip":
-        data = zipped(10_000)
+    data = draw(contents(fitting, draw(st.sampled_from(CONTENTS))))
     described = draw(st.sampled_from(["fitting", "mad"]))
     if described == "fitting":
         return Array(str(fitting.dtype), fitting.shape, "numpy.ndarray", bytes(data))
