@@ -6,6 +6,7 @@ defaults are the `digits` federation, but for `local-steps`, which a server of s
 """
 
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from types import MappingProxyType
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -328,6 +329,12 @@ class RunConfig(BaseModel):
     def but(self, **changes: Any) -> "RunConfig":
         """These settings with some changed, by their keys with `_` for `-`, checked again."""
         return self.of(self.settings(), {key.replace("_", "-"): value for key, value in changes.items()})
+
+    def with_whole_paths(self) -> "RunConfig":
+        """The same settings with paths that hold from any folder."""
+        settings = self.settings()
+        paths = {key: settings[key] for key in ("data-path", "extractor", "store") if settings[key]}
+        return self.of(settings, {key: str(Path(path).expanduser().absolute()) for key, path in paths.items()})
 
     @classmethod
     def documented(cls) -> Iterator[tuple[str, str, FieldInfo]]:

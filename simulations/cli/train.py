@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from fedmutual.config import RunConfig, refuse_without_effect
@@ -19,7 +18,7 @@ from simulations.cli.inspect import measure, write_page
 from simulations.cli.options import AsJson, Preset, Settings
 from simulations.cli.presets import PRESETS, read_preset, record_preset, settings_of_run
 from simulations.cli.tables import _print_json
-from simulations.terminal import progress
+from simulations.terminal import console, progress
 
 
 def simulate(
@@ -47,8 +46,12 @@ def simulate(
         layers = [read_preset(preset), changes, {"resume": False, "out": str(folder)}]
     config = RunConfig.of(*layers)
     refuse_without_effect(config, changes)
+    if not resume:
+        config = config.with_whole_paths()
 
     from simulations.engine.simulation import Simulation
+    from simulations.report.words import listing
+    from simulations.runs.networks import without_network
 
     if config.measuring.extractor and config.measuring.samples:
         from simulations.runs.measuring import run_extractor
@@ -72,6 +75,11 @@ def simulate(
     if config.measuring.samples:
         measure(folder, "last")
     write_page([folder], folder / "report.html", as_json)
+    if missing := without_network(folder):
+        raise RuntimeError(
+            f"{listing(missing)} of {simulation.classes} classes have no network, and this run is not complete: its "
+            "page and history.jsonl say why"
+        )
 
 
 def compare(
@@ -138,14 +146,18 @@ def presets(as_json: AsJson = False) -> None:
     """List the presets and what each is for."""
     rows = []
     for path in sorted(PRESETS.glob("*.toml")):
-        words = [line.removeprefix("#").strip() for line in path.read_text().splitlines() if line.startswith("#")]
+        words = [
+            line.removeprefix("#").strip()
+            for line in path.read_text(encoding="utf-8").splitlines()
+            if line.startswith("#")
+        ]
         rows.append({"preset": path.stem, "about": " ".join(words), "file": str(path)})
     if as_json:
         return _print_json(rows)
     table = Table("preset", "what it is", box=None, padding=(0, 2, 1, 0))
     for row in rows:
         table.add_row(row["preset"], row["about"])
-    Console().print(table)
+    console().print(table)
 
 
 def settings(
@@ -165,7 +177,7 @@ def settings(
     table = Table("setting", "default", "what it does", box=None)
     for row in rows:
         table.add_row(row["setting"], json.dumps(row["default"]), row["about"])
-    Console(markup=False).print(table)
+    console().print(table)
 
 
 def settings_page(rows: list[dict[str, Any]]) -> str:

@@ -67,7 +67,7 @@ def plan(
     if seeds < 1:
         raise UserError(f"--seeds {seeds}: a comparison needs at least one seed, and five or more to mean something")
     common, own = _split(settings)
-    base = RunConfig.of(common)
+    base = RunConfig.of(common).with_whole_paths()
     _possible(base, names)
     arms = {}
     for seed in range(base.seed, base.seed + seeds):
@@ -153,6 +153,8 @@ def _check_folder(made: Plan, base: RunConfig) -> None:
 
 
 def _same(before: dict[str, Any], now: dict[str, Any], folder: Path) -> None:
+    if before.get("extractor"):  # early comparisons have it as it was typed
+        before = {**before, "extractor": str(Path(before["extractor"]).expanduser().absolute())}
     changed = [key for key in now if before.get(key) != now[key] and key not in NOT_THE_METHOD]
     if changed:
         key = changed[0]
