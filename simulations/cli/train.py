@@ -14,7 +14,7 @@ from rich.table import Table
 from fedmutual.config import RunConfig, refuse_without_effect
 from fedmutual.errors import UserError
 from fedmutual.settings import parse_assignments
-from simulations.cli.inspect import measure, write_page
+from simulations.cli.inspect import measure, train_extractor, write_page
 from simulations.cli.options import AsJson, Preset, Settings
 from simulations.cli.presets import PRESETS, read_preset, record_preset, settings_of_run
 from simulations.cli.tables import _print_json
@@ -40,28 +40,31 @@ def simulate(
     if resume:
         if out:
             raise UserError("--resume continues in its own folder: leave --out out")
+        folder = resume
         layers = [settings_of_run(resume), changes, {"resume": True, "out": str(resume)}]
     else:
         folder = out or Path("runs") / f"{Path(preset).stem}-{datetime.now():%Y%m%d-%H%M%S}"
         layers = [read_preset(preset), changes, {"resume": False, "out": str(folder)}]
     config = RunConfig.of(*layers)
     refuse_without_effect(config, changes)
-    if not resume:
-        config = config.with_whole_paths()
-
     from simulations.engine.simulation import Simulation
     from simulations.report.words import listing
+    from simulations.runs.extractor import extractor_to_train, with_own_extractor
+    from simulations.runs.measuring import run_extractor
     from simulations.runs.networks import without_network
 
-    if config.measuring.extractor and config.measuring.samples:
-        from simulations.runs.measuring import run_extractor
-
+    if not resume:
+        config = with_own_extractor(config, folder).with_whole_paths()
+    training = extractor_to_train(config, folder) if config.measuring.samples else None
+    if config.measuring.samples and not training:
         run_extractor(config)  # a file that does not fit is refused before the training, not after it
-    simulation: Simulation = Simulation(config, cpus, gpus)
+    simulation: Simulation[Any] = Simulation(config, cpus, gpus)
     refused = 0
     print_notices(simulation.notices)
     if not resume:
         record_preset(simulation.journal.folder, preset)
+    if training:
+        train_extractor(training)
     with progress("training", config.rounds, "rounds") as advance:
 
         def on_round(rows: list[dict[str, Any]]) -> None:
@@ -104,9 +107,13 @@ def compare(
     folder = out or Path("runs") / f"compare-{Path(preset).stem}-{datetime.now():%Y%m%d-%H%M%S}"
 
     from simulations.experiments.plan import plan, run_arms
+    from simulations.runs.extractor import extractor_to_train
 
     made = plan(changes, methods, seeds, folder, given=given)
     print_notices(made.notices)
+    for config in made.arms.values() if next(iter(made.arms.values())).measuring.samples else ():
+        if training := extractor_to_train(config, folder):
+            train_extractor(training)
     with progress("comparing", len(made.arms), "arms") as advance:
         run_arms(made, cpus, gpus, advance)
     for place in made.places:
@@ -133,13 +140,10 @@ def extractor(
     from fedmutual.evaluation.features import Training
 
     path = out or Path("extractors") / f"{Path(preset).stem}-{config.seed}.safetensors"
-    training = Training(config, path, pick_device(config.compute))
-    with progress("training", 100, "%") as advance:
-        facts = training.run(advance)
+    facts, sentence = train_extractor(Training(config, path, pick_device(config.compute)), quiet=True)
     if as_json:
         return _print_json([facts])
-    right = f"{100 * facts['accuracy']:.1f} % of {facts['test_images']} test images classified correctly"
-    print(f"{path}: {facts['training_images']} training images, {right}, sha256 {facts['sha256'][:16]}")
+    print(sentence)
 
 
 def presets(as_json: AsJson = False) -> None:
