@@ -2,11 +2,12 @@
 
 import itertools
 import json
+import shlex
 import sys
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
@@ -19,6 +20,9 @@ from simulations.cli.options import AsJson, Preset, Settings
 from simulations.cli.presets import PRESETS, read_preset, record_preset, settings_of_run
 from simulations.cli.tables import _print_json
 from simulations.terminal import console, progress
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def simulate(
@@ -204,3 +208,80 @@ def print_notices(notices: Sequence[str]) -> None:
     """What a person should know of the data before the training, such as files that are left out."""
     for notice in notices:
         print(f"note: {notice}", file=sys.stderr)
+
+
+def inspect(
+    data: Annotated[Path, typer.Argument(metavar="DATA", help="A folder of images, or a .npz.")],
+    settings: Settings = None,
+    png: Annotated[Path | None, typer.Option("--png", help="Write a sheet of the first images, a class a row.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show what will be read of your data: classes, counts, values, what is left out, copies. Nothing is trained."""
+    from fedmutual.data.overview import look, settings_for
+
+    own = settings_for(data)
+    config = RunConfig.of(own, parse_assignments(settings or []))
+    with progress("reading", 100, "classes") as advance:
+        overview = look(config.data, advance)
+    if png:
+        write_sheet(png, overview.first, overview.shape)
+    command = next_command(own, overview.shape, overview.counts)
+    if as_json:
+        rows = [
+            {"class": y, "name": name, **{part: counts[y] for part, counts in overview.counts.items()}}
+            for y, name in enumerate(overview.names)
+        ]
+        return _print_json(rows)
+    table = Table("class", *overview.counts, "", box=None, padding=(0, 2, 0, 0))
+    largest = max(overview.counts["train"])
+    for y, name in enumerate(overview.names):
+        of_parts = (str(counts[y]) for counts in overview.counts.values())
+        table.add_row(name, *of_parts, "█" * max(1, round(40 * overview.counts["train"][y] / largest)))
+    console().print(table)
+    print(f"samples: {' x '.join(map(str, overview.shape))}, channels first")
+    for kind, (low, high) in overview.ranges.items():
+        print(f"stored as: {kind} from {low:g} to {high:g}")
+    for ((part, y), (other, z)), count in overview.twice.items():
+        first = "it" if (part, y) == (other, z) else f"{part} class {overview.names[y]}"
+        print(f"copies: {count} of {other} class {overview.names[z]} repeat another sample of {first}")
+    for notice in overview.notices:
+        print(f"note: {notice}")
+    print(f"next: {command}")
+
+
+def next_command(own: dict[str, str], shape: tuple[int, ...], counts: dict[str, list[int]]) -> str:
+    """A command that trains on these data: U-Nets on images of 16 x 16 and more, else the MLP of the digits."""
+    words = ["fedmutual", "simulate", "fashion" if len(shape) == 3 and min(shape[1:]) >= 16 else "digits"]
+    settings: dict[str, Any] = {**own, "classes": 0, "shape": "", "imbalance": "none"}
+    if len(shape) == 3 and max(shape[1:]) > 32 and own["data"] == "folder":
+        settings["shape"] = f"{shape[0]},32,32"
+    smallest = min(counts["train"])
+    if "held-out" not in counts:
+        settings["held-out"] = min(20, smallest // 5)
+    settings["test"] = 0 if "test" in counts else min(65, smallest // 4)
+    if len(shape) == 3 and min(counts.get("test", [smallest // 4])) >= 2:
+        settings["extractor"] = "train"
+    return shlex.join([*words, *(word for key, value in settings.items() for word in ("-s", f"{key}={value}"))])
+
+
+def write_sheet(path: Path, images: "dict[int, Tensor]", shape: tuple[int, ...]) -> None:
+    """The first images of each class as one PNG, a class a row.
+
+    Raises:
+        UserError: the samples are no images, or the file cannot be written.
+    """
+    import numpy as np
+    from PIL import Image
+
+    from simulations.runs.sampling import sheet
+
+    if len(shape) != 3:
+        raise UserError("--png needs images, and these samples are not: leave --png out")
+    rows = [sheet(own.numpy(), columns=len(own), most=len(own)) for own in images.values() if len(own)]
+    width = max(row.shape[1] for row in rows)
+    padded = [np.pad(row, ((0, 4), (0, width - row.shape[1]), (0, 0)), constant_values=255) for row in rows]
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.concatenate(padded)).save(path)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be written: {error}") from None
