@@ -6,6 +6,7 @@ defaults are the `digits` federation, but for `local-steps`, which a server of s
 """
 
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from types import MappingProxyType
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -247,7 +248,7 @@ class Measuring(Group):
     extractor: str = Field(
         "",
         description="file for measures in features: of `fedmutual extractor` ({seed} stands for the seed), or the "
-        "literature's Inception weights (.pth); empty: none",
+        "literature's Inception weights (.pth); train: one is trained beforehand, into the run's folder; empty: none",
     )
     audit_candidates: Positive = Field(
         500, description="members, and as many others, of a class that an audit asks about at most, 64 calls each"
@@ -328,6 +329,12 @@ class RunConfig(BaseModel):
     def but(self, **changes: Any) -> "RunConfig":
         """These settings with some changed, by their keys with `_` for `-`, checked again."""
         return self.of(self.settings(), {key.replace("_", "-"): value for key, value in changes.items()})
+
+    def with_whole_paths(self) -> "RunConfig":
+        """The same settings with paths that hold from any folder."""
+        settings = self.settings()
+        paths = {key: settings[key] for key in ("data-path", "extractor", "store") if settings[key]}
+        return self.of(settings, {key: str(Path(path).expanduser().absolute()) for key, path in paths.items()})
 
     @classmethod
     def documented(cls) -> Iterator[tuple[str, str, FieldInfo]]:

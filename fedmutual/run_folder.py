@@ -416,7 +416,7 @@ class RunWriter:
         """
         text = _history_text(lines)
         path = self.folder / HISTORY
-        with writing(path), path.open("a") as file:
+        with writing(path), path.open("a", encoding="utf-8") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from contextlib import suppress
 from logging import ERROR, INFO
+from pathlib import Path
 from typing import Any
 
 from flwr.app import ArrayRecord, Context
@@ -37,12 +38,21 @@ def main(grid: Grid, context: Context) -> None:
     try:
         config = RunConfig.of(dict(context.run_config))
         refuse_without_effect(config, beyond_defaults(config))
+        refuse_relative(config)
         run = prepare(config)
         log(INFO, "run folder: %s", run.journal.folder)
         serve(guarded(grid, run.bank.reply_limit), run)
     except (UserError, RunFailed, Unwritable) as error:
         log(ERROR, "%s%s", STOPS, error)  # ahead of the traceback that Flower prints
         raise
+
+
+def refuse_relative(config: RunConfig) -> None:
+    """Raises `UserError` for a path that would be looked for in the folder where the SuperLink was started."""
+    for key in ("data-path", "out", "store", "extractor"):
+        path = str(config.settings()[key])
+        if path and not Path(path).expanduser().is_absolute():
+            raise UserError(f"{key} = {path} is relative, and the server runs in another folder: give the whole path")
 
 
 def round_in_words(rows: list[dict[str, Any]], config: RunConfig, simulated: bool = False) -> str:

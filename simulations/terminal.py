@@ -20,3 +20,12 @@ def progress(what: str, total: int, unit: str) -> Iterator[Callable[[int], None]
         except BaseException:
             bar.live.transient = True  # an error is one line, without half a bar before it
             raise
+
+
+def console(least: int = 0) -> Console:
+    """A terminal that prints names as they are: brackets in the name of a class or a folder are no markup.
+
+    It is at least `least` characters wide: what is printed has columns of numbers, which must not be folded.
+    """
+    width = Console().width
+    return Console(markup=False, highlight=False, width=max(width, least) if least > width else None)

@@ -28,12 +28,12 @@ every_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.re
 
 def prose(page: Path) -> str:
     """The text of a page without its code blocks."""
-    return re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+    return re.sub(r"^```.*?^```$", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
 
 
 def code(page: Path) -> list[str]:
     """The lines of a page's code blocks, continued lines joined."""
-    blocks = re.findall(r"^```\w*\n(.*?)^```$", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+    blocks = re.findall(r"^```\w*\n(.*?)^```$", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
     return [line.removeprefix("$ ") for block in blocks for line in block.replace("\\\n", " ").splitlines()]
 
 

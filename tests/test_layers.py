@@ -15,7 +15,8 @@ FLOORS = [
     {"fedmutual.learning"},
     {"fedmutual.baselines"},
     {"fedmutual.evaluation"},
-    {"fedmutual.methods", "fedmutual.run_folder"},
+    {"fedmutual.methods"},
+    {"fedmutual.run_folder"},
     {"client", "server"},
     {"simulations.terminal", "simulations.drawing"},
     {"simulations.runs", "simulations.engine", "simulations.game", "simulations.deployment"},
@@ -56,7 +57,7 @@ def name_of(path: Path) -> str:
 def imports(path: Path) -> set[str]:
     """Every module that a file imports, anywhere in it."""
     modules = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             modules |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):

@@ -53,7 +53,7 @@ def refuse_changed(folder: Path, now: dict[int, Fingerprint], names: Sequence[st
     if not path.exists():
         return
     try:
-        before = {int(y): Fingerprint(**own) for y, own in json.loads(path.read_text()).items()}
+        before = {int(y): Fingerprint(**own) for y, own in json.loads(path.read_text(encoding="utf-8")).items()}
     except (ValueError, TypeError, AttributeError):
         raise UserError(f"{path} is damaged: restore it, or train a new run") from None
     for y, own in now.items():

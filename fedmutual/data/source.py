@@ -102,6 +102,11 @@ class Source(ABC):
         """Whether this holds every class, and not one client's own."""
         return True
 
+    @property
+    def cuts_test(self) -> bool:
+        """Whether the seed decides which samples are the test part; else the data come with one."""
+        return True
+
 
 def open_source(data: Data, seed: int, keep: bool = False) -> Source:
     """Open the data of the settings; `keep` what is read in memory, for a caller that reads every class.
@@ -237,6 +242,10 @@ class FileSource(Source):
         self.cut_test = 0 if opened.test else data.test
         self.cut_held_out = 0 if opened.held_out else data.held_out
         self.sizes: list[int] = sizes
+
+    @property
+    def cuts_test(self) -> bool:
+        return self.opened.test is None
 
     @property
     def whole(self) -> bool:

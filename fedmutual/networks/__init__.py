@@ -9,7 +9,6 @@ from torch import Tensor, nn
 
 from fedmutual.config import RunConfig
 from fedmutual.device import dtype_of
-from fedmutual.diffusion.process import make_process
 from fedmutual.networks.mlp import MLP
 from fedmutual.networks.random_features import RandomFeatures
 from fedmutual.seeds import derive
@@ -40,7 +39,8 @@ def build_conditional(config: RunConfig, shape: tuple[int, ...], classes: int) -
 
 
 def _build(config: RunConfig, shape: tuple[int, ...], whose: int | str, classes: int) -> nn.Module:
-    settings, horizon = config.network, make_process(config.diffusion).horizon
+    settings, diffusion = config.network, config.diffusion
+    horizon = float(diffusion.steps) if diffusion.process == "ddpm" else diffusion.horizon
     network: nn.Module
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive(config.seed, whose, 0, "network"))
@@ -52,7 +52,7 @@ def _build(config: RunConfig, shape: tuple[int, ...], whose: int | str, classes:
             from fedmutual.networks.unet import UNet  # diffusers takes seconds to import
 
             # DDPM's time is diffusers' timestep already; OU time is stretched over the same range.
-            time_scale = 1.0 if config.diffusion.process == "ddpm" else 1000 / horizon
+            time_scale = 1.0 if diffusion.process == "ddpm" else 1000 / horizon
             network = UNet(shape, settings, time_scale, classes)
     return network.to(dtype_of(config.compute))
 

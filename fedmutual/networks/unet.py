@@ -34,7 +34,7 @@ class UNet(nn.Module):
         side = shape[1] + self.padding[0]
         attends = [side // 2**level in attention for level in range(len(multipliers))]
         self.unet: Any = UNet2DModel(
-            sample_size=side,
+            sample_size=side if shape[1] == shape[2] else tuple(shape[1:]),  # which diffusers draws
             in_channels=shape[0],
             out_channels=shape[0],
             block_out_channels=tuple(network.width * multiplier for multiplier in multipliers),

@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from fedmutual.config import RunConfig
@@ -12,7 +11,7 @@ from fedmutual.settings import parse_assignments
 from simulations.cli.options import AsJson, Settings
 from simulations.cli.presets import read_preset
 from simulations.cli.tables import _print_json
-from simulations.terminal import progress
+from simulations.terminal import console, progress
 
 
 def doctor(
@@ -43,7 +42,7 @@ def doctor(
         table = Table("check", "", "what was seen", box=None, padding=(0, 2, 0, 0))
         for row in rows:
             table.add_row(row["check"], row["verdict"], "\n→ ".join(filter(None, (row["seen"], row["mend"]))))
-        Console().print(table)
+        console().print(table)
     if wrong := [row["check"] for row in rows if row["verdict"] == "wrong"]:
         raise RuntimeError(f"{len(wrong)} of {len(rows)} checks are wrong: {', '.join(wrong)}")
 

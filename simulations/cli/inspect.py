@@ -2,19 +2,22 @@
 
 import itertools
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from fedmutual.errors import UserError
 from fedmutual.settings import parse_assignments
-from simulations.cli.options import AsJson, RunFolder, RunFolders, Settings, Which
+from simulations.cli.options import AsJson, Here, RunFolder, RunFolders, Settings, Which
 from simulations.cli.tables import _print_json, _print_wide, print_metrics
-from simulations.terminal import progress
+from simulations.terminal import console, progress
+
+if TYPE_CHECKING:
+    from fedmutual.evaluation.features import Training
 
 
 def report(
@@ -40,13 +43,22 @@ def report(
 def evaluate(run: RunFolder, which: Which = "last", settings: Settings = None, as_json: AsJson = False) -> None:
     """Draw samples of a run's checkpoint anew and measure them; rewrites its metrics, samples and report.
 
-    Settings that say how to measure may change, such as extractor, samples or sampler, and stay with the run.
+    Settings that say how to measure may change, such as extractor, samples or sampler, and stay with the run; data-path
+    and device say where it is measured, and hold for this command alone.
     """
-    if settings:
+    changes, here = split_here(settings)
+    if changes:
+        from simulations.runs.extractor import TRAIN, extractor_to_train, with_own_extractor
         from simulations.runs.measuring import change_measuring
+        from simulations.runs.networks import run_config
 
-        change_measuring(run, parse_assignments(settings))
-    measure(run, which)
+        if changes.get("extractor") == TRAIN:
+            config = with_own_extractor(run_config(run, here).but(extractor=TRAIN), run)
+            changes["extractor"] = config.measuring.extractor
+            if training := extractor_to_train(config, run):
+                train_extractor(training)
+        change_measuring(run, changes, here)
+    measure(run, which, here)
     write_page([run], run / "report.html", as_json)
 
 
@@ -55,14 +67,15 @@ def sample(
     out: Annotated[Path, typer.Option(help="Folder for samples.npz and a PNG grid of each class.")],
     count: Annotated[int, typer.Option("-n", "--count", min=1, help="Samples of each class.")] = 64,
     which: Which = "last",
+    settings: Here = None,
 ) -> None:
-    """Draw samples of every class from a run's checkpoint."""
+    """Draw samples of every class from a run's checkpoint; no data are needed."""
     from simulations.runs.networks import read_networks
     from simulations.runs.sampling import draw_samples, write_samples
 
     networks = read_networks(run, which)[1]
     with progress("sampling", len(networks), "classes") as advance:
-        drawn = draw_samples(run, count, which, one_by_one(advance))
+        drawn = draw_samples(run, count, which, one_by_one(advance), parse_assignments(settings or []))
     write_samples(out, drawn, {}, grid=count)
     print(f"{count} samples of each of {len(drawn)} classes in {out}")
 
@@ -73,6 +86,7 @@ def steps(
     seeds: Annotated[int, typer.Option(help="Times that each sampler draws, for intervals.")] = 3,
     extractor: Annotated[str, typer.Option(help="Measure in these features too; by default the run's setting.")] = "",
     which: Which = "last",
+    settings: Here = None,
     as_json: AsJson = False,
 ) -> None:
     """Compare few-step samplers with full sampling on a run's networks: seconds, and distance to real images."""
@@ -81,7 +95,8 @@ def steps(
 
     from simulations.runs.few_steps import FewSteps
 
-    comparison = FewSteps(run, [int(part) for part in numbers.split(",")], seeds, which, extractor)
+    here = parse_assignments(settings or [])
+    comparison = FewSteps(run, [int(part) for part in numbers.split(",")], seeds, which, extractor, here)
     with progress("sampling", 100, "%") as advance:
         rows = comparison.rows(advance)
     if as_json:
@@ -96,10 +111,10 @@ def steps(
         values = [f"{own[key]['mean']:.3g} ± {own[key]['ci95']:.2g}" for key in shown]
         seconds, share = own[shown[0]]["seconds"], own[shown[0]]["share"]
         table.add_row(sampler, str(count), f"{seconds:.2f}", f"1/{1 / share:.0f}", *values)
-    Console().print(table)
+    console().print(table)
 
 
-def peers(runs: RunFolders, which: Which = "last", as_json: AsJson = False) -> None:
+def peers(runs: RunFolders, which: Which = "last", settings: Here = None, as_json: AsJson = False) -> None:
     """Show at which levels of noise a class's peers know something of its held-out samples that it does not."""
     from simulations.runs.networks import read_networks
     from simulations.runs.peer_gain import tables, weigh_peers
@@ -107,11 +122,11 @@ def peers(runs: RunFolders, which: Which = "last", as_json: AsJson = False) -> N
     rows = []
     for run in runs:
         with progress("weighing peers", len(read_networks(run, which)[1]), "classes") as advance:
-            of_run = weigh_peers(run, which, one_by_one(advance))
+            of_run = weigh_peers(run, which, one_by_one(advance), parse_assignments(settings or []))
         rows += [{"run": str(run), **row} for row in of_run]
         if not as_json:
             print(f"{run}:")
-            Console().print(*tables(of_run), sep="\n")
+            console().print(*tables(of_run), sep="\n")
     if as_json:
         _print_json(rows)
 
@@ -143,7 +158,7 @@ def audit(
         rows += [{"run": str(run), **row} for row in of_run]
         if not as_json:
             print(f"{run}:")
-            Console().print(table(of_run))
+            console().print(table(of_run))
             print(control(of_run))
     if as_json:
         return _print_json(rows)
@@ -163,13 +178,22 @@ def export(
     print(f"{folder}: diffusers.DDPMPipeline.from_pretrained({str(folder)!r}) loads it; README.md there says how")
 
 
-def measure(folder: Path, which: str) -> None:
+def split_here(settings: list[str] | None) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The settings that a command changes in a run, and those that only say where its data lie and what computes."""
+    from simulations.runs.networks import HERE
+
+    given = parse_assignments(settings or [])
+    here = {key: given.pop(key) for key in HERE if key in given}
+    return given, here
+
+
+def measure(folder: Path, which: str, here: Mapping[str, Any] = MappingProxyType({})) -> None:
     from simulations.runs.measuring import evaluate as measure_run
     from simulations.runs.networks import read_networks
 
     steps = 2 * len(read_networks(folder, which)[1])  # a class is drawn, then measured
     with progress("sampling, measuring", steps, "steps") as advance:
-        measure_run(folder, which, one_by_one(advance))
+        measure_run(folder, which, one_by_one(advance), here=here)
 
 
 def one_by_one(advance: Callable[[int], None]) -> Callable[[int], None]:
@@ -198,3 +222,17 @@ def write_page(runs: list[Path], out: Path, as_json: bool) -> None:
     if arms > 2 or (arms > 1 and any(row["seeds"] > 1 for row in rows)):
         _print_wide(comparison_table(rows))
     print(f"report: {page}")
+
+
+def train_extractor(training: "Training", quiet: bool = False) -> tuple[dict[str, Any], str]:
+    """Train an extractor under a progress bar; what its file says of itself, and a sentence on it.
+
+    The sentence goes to stderr unless `quiet`: standard output is for the command's own answer.
+    """
+    with progress("training the extractor", 100, "%") as advance:
+        facts = training.run(advance)
+    right = f"{100 * facts['accuracy']:.1f} % of {facts['test_images']} test images classified correctly"
+    sentence = f"{training.path}: {facts['training_images']} training images, {right}, sha256 {facts['sha256'][:16]}"
+    if not quiet:
+        print(sentence, file=sys.stderr)
+    return facts, sentence

@@ -8,6 +8,10 @@ import typer
 from simulations.cli.presets import names
 
 Settings = Annotated[list[str] | None, typer.Option("-s", "--set", metavar="KEY=VALUE", help="Change a setting.")]
+Here = Annotated[
+    list[str] | None,
+    typer.Option("-s", "--set", metavar="KEY=VALUE", help="Where data lie and what computes: data, data-path, device."),
+]
 AsJson = Annotated[bool, typer.Option("--json", help='Print one object {"rows": [...]} instead of tables.')]
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN")]
 RunFolders = Annotated[list[Path], typer.Argument(metavar="RUN...")]

@@ -4,12 +4,13 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from fedmutual.methods import DATA
 from simulations.report.comparison import SUMMARIES, headline, signed
 from simulations.report.words import NOTHING, interval_parts, size
+from simulations.terminal import console
 
 WIDE = 132
 """Characters that the widest table needs."""
@@ -67,12 +68,12 @@ def print_rows(rows: Sequence[Mapping[str, Any]]) -> None:
     table = Table(*(key.replace("_", " ") for key in next(iter(rows), {})), box=None, padding=(0, 2, 0, 0))
     for row in rows:
         table.add_row(*(f"{value:.3g}" if isinstance(value, float) else str(value) for value in row.values()))
-    Console().print(table)
+    console().print(table)
 
 
 def _print_wide(table: Table) -> None:
     """Its columns are numbers, which a narrow terminal may fold and a table may not."""
-    Console(width=max(Console().width, WIDE)).print(table)
+    console(WIDE).print(table)
 
 
 def _print_json(rows: Sequence[Mapping[str, Any]]) -> None:
@@ -102,7 +103,7 @@ def comparison_table(rows: Sequence[dict[str, Any]]) -> Table:
     group = None
     for label, row in arms.items():
         if row["data"] != group and len({arm["data"] for arm in arms.values()}) > 1:
-            table.add_row(f"[bold]{DATA[row['data']]}[/bold]")
+            table.add_row(Text(DATA[row["data"]], style="bold"))
         group = row["data"]
         values = [of_metric.get((label, of)) for of in shown]
         cells = [_narrow(value["mean"], value["ci95"]) if value else NOTHING for value in values]

@@ -12,13 +12,12 @@ from types import FrameType
 from typing import Any, NoReturn
 
 import numpy as np
-from rich.console import Console
 from rich.table import Table
 
 from fedmutual.errors import UserError
 from fedmutual.run_folder import read_history
 from simulations.deployment.loopback import Deployment, DeploymentFailed
-from simulations.terminal import progress
+from simulations.terminal import console, progress
 
 IMAGES = {0: 120, 1: 60, 2: 25}
 """Images in each hospital's folder, by class: a common, an uncommon and a rare disease."""
@@ -67,9 +66,9 @@ def demo(out: Path) -> None:
         say(f"{len(IMAGES)} SuperNodes are online, each beside its own images")
         train(federation, out)
     say("everything is stopped")
-    console = Console()
-    console.print(rounds_table(read_history(out)))
-    console.print(f"run folder: {out}")
+    terminal = console()
+    terminal.print(rounds_table(read_history(out)))
+    terminal.print(f"run folder: {out}")
 
 
 def train(federation: Deployment, out: Path) -> None:

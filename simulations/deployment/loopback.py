@@ -47,7 +47,8 @@ class Deployment:
         home.mkdir(parents=True)
         address = {"address": f"127.0.0.1:{self.port}", "root-certificates": str(self.keys / "ca.crt")}
         (home / "config.toml").write_text(
-            f'[superlink]\ndefault = "{CONNECTION}"\n\n[superlink.{CONNECTION}]\n{write_settings(address)}'
+            f'[superlink]\ndefault = "{CONNECTION}"\n\n[superlink.{CONNECTION}]\n{write_settings(address)}',
+            encoding="utf-8",
         )
 
     def __enter__(self) -> "Deployment":
@@ -105,7 +106,7 @@ class Deployment:
     def run(self, settings: dict[str, Any]) -> str:
         """Submit the app with these settings; the run's id."""
         path = self.root / "run.toml"
-        path.write_text(write_settings(settings))
+        path.write_text(write_settings(settings), encoding="utf-8")
         return str(self.flwr("run", str(APP), options=["-c", str(path)])["run-id"])
 
     def status(self, run: str) -> str:

@@ -27,10 +27,12 @@ from fedmutual.run_folder import (
     read_facts,
     read_history,
 )
+from server.roster import RunFailed
 from simulations.engine.simulation import App, Simulation
 from simulations.experiments.methods import RECIPES, Baseline
 from simulations.runs.measuring import evaluate
 from simulations.runs.membership import audit_run
+from simulations.runs.networks import without_network
 from simulations.runs.sampling import draw_samples
 
 Progress = Callable[[int], None]
@@ -82,10 +84,14 @@ def is_finished(folder: Path, config: RunConfig) -> bool:
 def _federate(
     method: str, app: App[Any], config: RunConfig, folder: Path, cpus: int, gpus: int, on_round: Progress
 ) -> None:
+    if holds_run(folder) and read_facts(folder).status == "done" and without_network(folder):
+        shutil.rmtree(folder)  # an earlier attempt that ended without a network of every class
     config = config.but(resume=holds_run(folder))
     simulation = Simulation(config, cpus, gpus, app)
     change_facts(folder, method=method)
     simulation.run(lambda rows: on_round(rows[0]["round"]))
+    if missing := without_network(folder):
+        raise RunFailed(f"no reply of class {', '.join(missing)} was accepted: history.jsonl in {folder} says why")
     history = read_history(folder)
     received, sent = sum(line.bytes_down for line in history), sum(line.bytes_up for line in history)
     costs = {"bytes_down": received, "bytes_up": sent, "seconds_training": sum(line.seconds or 0.0 for line in history)}

@@ -197,7 +197,7 @@ def _dynamics(
 def write(report: Report, name: str, seeds: int, settings: Settings, out: Path) -> Path:
     """rows.json and the self-contained report.html under `out`."""
     out.mkdir(parents=True, exist_ok=True)
-    (out / "rows.json").write_text(json.dumps({"rows": _finite(report.rows)}, indent=1))
+    (out / "rows.json").write_text(json.dumps({"rows": _finite(report.rows)}, indent=1), encoding="utf-8")
     environment = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True)
     environment.filters["number"] = _shown
     page = environment.get_template("report.html").render(
@@ -209,7 +209,7 @@ def write(report: Report, name: str, seeds: int, settings: Settings, out: Path) 
         flaws=report.health,
     )
     path = out / "report.html"
-    path.write_text(page)
+    path.write_text(page, encoding="utf-8")
     return path
 
 

@@ -44,7 +44,7 @@ def write_report(runs: Sequence[Path], out: Path) -> Path:
     out = Path(out)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(page)
+        out.write_text(page, encoding="utf-8")
     except OSError as error:
         raise UserError(f"{out} cannot be written: {error.strerror}") from None
     return out
@@ -68,7 +68,7 @@ def _template() -> jinja2.Template:
         "commands": _commands,
         "known_metric": METRICS.__getitem__,
     }
-    return environment.from_string(Path(__file__).with_name("report.html").read_text())
+    return environment.from_string(Path(__file__).with_name("report.html").read_text(encoding="utf-8"))
 
 
 def _commands(sentence: str) -> Markup:

@@ -98,7 +98,7 @@ def export(run: Path, name: str, folder: Path, which: str = "last") -> None:
     unet: Any = network.unet
     pipeline: Any = DDPMPipeline(unet.float(), scheduler)
     pipeline.save_pretrained(partial)
-    (partial / "README.md").write_text(_card(config, facts, y, round_))
+    (partial / "README.md").write_text(_card(config, facts, y, round_), encoding="utf-8")
     partial.replace(folder)
 
 

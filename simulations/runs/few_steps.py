@@ -1,7 +1,7 @@
 """`fedmutual steps`: what few-step samplers cost and lose on a run's own networks, beside full sampling."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from statistics import mean
 from typing import Any, NamedTuple
@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from fedmutual.data.fingerprint import refuse_changed
-from fedmutual.data.source import open_source, sample_shape
+from fedmutual.data.source import open_source
 from fedmutual.device import dtype_of, pick_device
 from fedmutual.diffusion import make_process
 from fedmutual.errors import UserError
@@ -18,7 +18,7 @@ from fedmutual.evaluation.features import Features
 from fedmutual.evaluation.intervals import Estimate
 from fedmutual.seeds import generator
 from simulations.runs.measuring import run_extractor
-from simulations.runs.networks import class_networks, run_config
+from simulations.runs.networks import NOTHING_ELSE, class_networks, run_config, run_shape
 from simulations.runs.sampling import draw
 
 SAMPLERS = ("ddpm", "ddim", "dpm-solver++")
@@ -41,8 +41,16 @@ class FewSteps:
         UserError: as `run_extractor`; settings under which there is nothing to compare; raised before it takes time.
     """
 
-    def __init__(self, run: Path, steps: Sequence[int], seeds: int, which: str = "last", extractor: str = ""):
-        config = run_config(run)
+    def __init__(
+        self,
+        run: Path,
+        steps: Sequence[int],
+        seeds: int,
+        which: str = "last",
+        extractor: str = "",
+        here: Mapping[str, Any] = NOTHING_ELSE,
+    ):
+        config = run_config(run, here)
         self.config = config = config.but(extractor=extractor or config.measuring.extractor)
         if config.diffusion.process != "ddpm":
             raise UserError(
@@ -54,6 +62,7 @@ class FewSteps:
         if wrong or not steps:
             raise UserError(f"--steps {','.join(map(str, wrong))}: give numbers from 1 to {config.diffusion.steps - 1}")
         self.plan = [("ddpm", config.diffusion.steps), *((sampler, count) for count in steps for sampler in SAMPLERS)]
+        self.shape = run_shape(run)[0]
         self.seeds, self.see = seeds, run_extractor(config)
         self.round, self.networks = class_networks(run, which, pick_device(config.compute))
         source = open_source(config.data, config.seed, keep=True)
@@ -98,7 +107,7 @@ class FewSteps:
     def draw(self, sampler: str, steps: int, seed: int) -> dict[int, Tensor]:
         """Samples of each class, on the CPU."""
         config, device = self.config.but(sampler=sampler, sampling_steps=steps), pick_device(self.config.compute)
-        process, shape = make_process(config.diffusion, device, dtype_of(config.compute)), sample_shape(config.data)
+        process, shape = make_process(config.diffusion, device, dtype_of(config.compute)), self.shape
         drawn = {}
         for y, network in self.networks.items():
             noise = generator(config.seed, y, self.round, "steps", seed, device=device)

@@ -1,5 +1,6 @@
 """What a run yields: its networks, samples of every class, and the metrics of those samples."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from fedmutual.evaluation import COUNTS, class_metrics, summarise
 from fedmutual.evaluation.features import Extractor, Features, read_extractor
 from fedmutual.run_folder import (
     ALL,
+    CONFIG,
     MEAN,
     SAMPLES,
     WORST,
@@ -24,25 +26,26 @@ from fedmutual.run_folder import (
     read_facts,
     write_metrics,
 )
-from simulations.runs.networks import run_config
+from fedmutual.settings import read_settings
+from simulations.runs.networks import HERE, NOTHING_ELSE, run_config
 from simulations.runs.sampling import OnClass, draw_samples, write_samples
 
 MEASURING = ("samples", "sampler", "sampling-steps", "clip-samples", "extractor")
 """Settings that say how a run is measured, and not what was trained."""
 
 
-def change_measuring(folder: Path, changes: dict[str, Any]) -> None:
-    """Change settings of `MEASURING` in a run's config.toml.
+def change_measuring(folder: Path, changes: dict[str, Any], here: Mapping[str, Any] = NOTHING_ELSE) -> None:
+    """Change settings of `MEASURING` in a run's config.toml; `here` as `run_config`.
 
     Raises:
         UserError: other settings, values that their checks refuse, or an extractor that does not fit.
     """
     trained = [key for key in changes if key not in MEASURING]
     if trained:
-        raise UserError(f"{trained[0]} is no setting of measuring: what may change is {', '.join(MEASURING)}")
-    config = RunConfig.of(run_config(folder).settings(), changes)
+        raise UserError(f"{trained[0]} is no setting of measuring: what may change is {', '.join((*MEASURING, *HERE))}")
+    config = RunConfig.of(run_config(folder, here).settings(), changes)
     run_extractor(config)
-    change_settings(folder, config)
+    change_settings(folder, RunConfig.of(read_settings(folder / CONFIG), changes))
 
 
 def run_extractor(config: RunConfig, source: Source | None = None) -> Extractor | None:
@@ -63,19 +66,21 @@ def evaluate(
     which: str = "last",
     on_class: OnClass = lambda y: None,
     drawn: dict[int, Tensor] | None = None,
+    here: Mapping[str, Any] = NOTHING_ELSE,
 ) -> list[MetricRow]:
     """Draw samples, measure them against the test part, and write `samples/` and `metrics.csv`; the rows of the latter.
 
     With an extractor there are rows for `ALL`: the measures in features of all classes together. `on_class` is called
-    when a class is drawn and again when it is measured; `drawn` are the samples by `draw_samples`, if they are at hand.
+    when a class is drawn and again when it is measured; `drawn` are the samples by `draw_samples`, if they are at hand;
+    `here` as `run_config`.
     """
-    config = run_config(folder)
+    config = run_config(folder, here)
     if config.measuring.samples < 2:
         raise UserError("samples must be at least 2 to measure anything: set -s samples=500")
     source = open_source(config.data, config.seed, keep=True)
     refuse_changed(folder, source.fingerprints(), source.names)
     extractor = run_extractor(config, source)
-    generated = drawn or draw_samples(folder, config.measuring.samples, which, on_class)
+    generated = drawn or draw_samples(folder, config.measuring.samples, which, on_class, here)
     real = {y: source.test(y) for y in generated}
     write_samples((folder / SAMPLES).parent, generated, real)
     method = read_facts(folder).method

@@ -2,6 +2,8 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 import torch
 from torch import nn
@@ -9,25 +11,51 @@ from torch import nn
 from fedmutual.baselines.memory import Memory
 from fedmutual.checkpoint import CheckpointError
 from fedmutual.config import RunConfig
-from fedmutual.data.source import num_classes, sample_shape
+from fedmutual.data.source import sample_shape
 from fedmutual.device import dtype_of
 from fedmutual.diffusion import make_process
 from fedmutual.errors import UserError
 from fedmutual.networks import OfClass, build, build_conditional
 from fedmutual.records import Network
-from fedmutual.run_folder import CONFIG, SHARED, checkpoints, holds_run, newest_checkpoint, read_checkpoint
+from fedmutual.run_folder import CONFIG, SHARED, checkpoints, holds_run, newest_checkpoint, read_checkpoint, read_facts
 from fedmutual.settings import read_settings
 
+HERE = ("data", "data-path", "device")
+"""Settings that say where the data lie and what computes: they may differ on a machine to which a run has moved."""
 
-def run_config(folder: Path) -> RunConfig:
-    """The settings of the run in `folder`.
+NOTHING_ELSE: Mapping[str, Any] = MappingProxyType({})
+
+
+def run_config(folder: Path, here: Mapping[str, Any] = NOTHING_ELSE) -> RunConfig:
+    """The settings of the run in `folder`; `here` are those of `HERE` that are other on this machine.
+
+    A run that was trained on a GPU is read on a machine without one.
 
     Raises:
-        UserError: there is no run.
+        UserError: there is no run, or `here` would change what was trained.
     """
     if not holds_run(folder):
         raise UserError(f"{folder} holds no run: name a folder that `fedmutual simulate` wrote")
-    return RunConfig.of(read_settings(folder / CONFIG))
+    other = [key for key in here if key not in HERE]
+    if other:
+        raise UserError(f"{other[0]} cannot change in a finished run: what may change is {', '.join(HERE)}")
+    settings = read_settings(folder / CONFIG)
+    if settings.get("device") == "cuda":
+        settings["device"] = "auto"
+    return RunConfig.of(settings, dict(here))
+
+
+def run_shape(folder: Path) -> tuple[tuple[int, ...], int]:
+    """(shape of one sample, number of classes) of a run; the data need not be there."""
+    facts = read_facts(folder)
+    shape = facts.shape or sample_shape(run_config(folder).data)  # early runs did not record it
+    return tuple(shape), len(facts.class_names)
+
+
+def without_network(folder: Path) -> list[str]:
+    """The names of the classes of a finished run that have no network, as no reply of their clients was accepted."""
+    networks = read_networks(folder)[1]
+    return [name for y, name in enumerate(read_facts(folder).class_names) if y not in networks]
 
 
 def read_networks(folder: Path, which: str = "last") -> tuple[int, dict[int, Network]]:
@@ -40,7 +68,7 @@ def read_networks(folder: Path, which: str = "last") -> tuple[int, dict[int, Net
     """
     round_, networks = _read(folder, which)
     if SHARED in networks:
-        return round_, dict.fromkeys(range(num_classes(run_config(folder).data)), networks[SHARED])
+        return round_, dict.fromkeys(range(run_shape(folder)[1]), networks[SHARED])
     return round_, _of_classes(networks)
 
 
@@ -74,7 +102,7 @@ def class_networks(folder: Path, which: str, device: torch.device) -> tuple[int,
     conditional one at the class's label, or the exact minimiser that `memory` stands for.
     """
     config = run_config(folder)
-    shape, classes = sample_shape(config.data), num_classes(config.data)
+    shape, classes = run_shape(folder)
     round_, states = _read(folder, which)
     if SHARED in states:
         shared = _ready(build_conditional(config, shape, classes), states[SHARED], device)

@@ -1,5 +1,6 @@
 """`fedmutual peers`: at which levels of noise the peers of a class know something that it does not."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from fedmutual.evaluation.membership import TIMES
 from fedmutual.evaluation.peer_gain import Pull, pull
 from fedmutual.seeds import generator
 from simulations.runs.arms import counted, ends
-from simulations.runs.networks import class_networks, run_config
+from simulations.runs.networks import NOTHING_ELSE, class_networks, run_config
 from simulations.runs.sampling import OnClass
 
 DRAWS = 4
@@ -28,17 +29,22 @@ DRAWS = 4
 Row = dict[str, Any]
 
 
-def weigh_peers(folder: Path, which: str = "last", on_class: OnClass = lambda y: None) -> list[Row]:
+def weigh_peers(
+    folder: Path,
+    which: str = "last",
+    on_class: OnClass = lambda y: None,
+    here: Mapping[str, Any] = NOTHING_ELSE,
+) -> list[Row]:
     """Held-out samples of every class, seen by its own network, by its peers' mean and by each peer alone.
 
     A row is {class, n_train, t, own, peers, disagreement, share, gain, best_peer, best_share, best_gain}: `Pull`
     towards the mean of the peers, and towards the peer that helps most. class is an index, `rarest` (the mean of
-    the rarest, as a comparison counts them) or `mean`, t a share of T.
+    the rarest, as a comparison counts them) or `mean`, t a share of T. `here` as `run_config`.
 
     Raises:
         UserError: no run or checkpoint, data that are not here, no held-out samples, or no peers.
     """
-    config = run_config(folder)
+    config = run_config(folder, here)
     device = pick_device(config.compute)
     process = make_process(config.diffusion, device, dtype_of(config.compute))
     round_, networks = class_networks(folder, which, device)

@@ -1,6 +1,6 @@
 """Samples of a run's networks: drawing them and writing them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +11,12 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from fedmutual.config import RunConfig
-from fedmutual.data.source import sample_shape
 from fedmutual.device import dtype_of, pick_device
 from fedmutual.diffusion import Process, make_process
 from fedmutual.diffusion.sampling import sample
 from fedmutual.run_folder import write_arrays
 from fedmutual.seeds import generator
-from simulations.runs.networks import class_networks, run_config
+from simulations.runs.networks import NOTHING_ELSE, class_networks, run_config, run_shape
 
 
 def sheet(images: NDArray[Any], columns: int = 4, most: int = 20) -> NDArray[np.uint8]:
@@ -41,12 +40,19 @@ OnClass = Callable[[int], None]
 
 
 def draw_samples(
-    folder: Path, count: int, which: str = "last", on_class: OnClass = lambda y: None
+    folder: Path,
+    count: int,
+    which: str = "last",
+    on_class: OnClass = lambda y: None,
+    here: Mapping[str, Any] = NOTHING_ELSE,
 ) -> dict[int, Tensor]:
-    """{class: `[count, *dims]` generated samples} of a run's checkpoint, on the CPU in float32."""
-    config = run_config(folder)
+    """{class: `[count, *dims]` generated samples} of a run's checkpoint, on the CPU in float32; `here` as `run_config`.
+
+    No data are read.
+    """
+    config = run_config(folder, here)
     device = pick_device(config.compute)
-    shape, process = sample_shape(config.data), make_process(config.diffusion, device, dtype_of(config.compute))
+    shape, process = run_shape(folder)[0], make_process(config.diffusion, device, dtype_of(config.compute))
     round_, networks = class_networks(folder, which, device)
     samples = {}
     for y, network in networks.items():

@@ -170,7 +170,7 @@ class Soak(Simulation[Run]):
     def run(self, on_round: OnRound = lambda rows: None) -> Path:
         folder = self.journal.folder
         os.environ[MARK] = str(folder)  # Ray's processes inherit it, and are known by it
-        with (folder / "memory.csv").open("w", newline="") as file:
+        with (folder / "memory.csv").open("w", encoding="utf-8", newline="") as file:
             table = csv.writer(file)
             table.writerow(("round", "pid", "process", "resident"))
 
@@ -188,7 +188,7 @@ def resident(pid: int) -> tuple[str, float]:
     """(what process that is, its resident memory in MB)."""
     words = Path(f"/proc/{pid}/cmdline").read_bytes().decode().split("\0")
     name = next((Path(word).stem for word in words if word.endswith(".py")), Path(words[0]).name)
-    kilobytes = re.search(r"^VmRSS:\s+(\d+)", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE)
+    kilobytes = re.search(r"^VmRSS:\s+(\d+)", Path(f"/proc/{pid}/status").read_text(encoding="utf-8"), re.MULTILINE)
     if kilobytes is None:  # a process that has ended and was not waited for has no memory any more
         raise ProcessLookupError(f"process {pid} has ended")
     return "server" if pid == os.getpid() else name.partition(".")[0], int(kilobytes[1]) / 1024
@@ -244,7 +244,7 @@ def read_memory(folder: Path) -> dict[tuple[str, int], dict[int, float]]:
     """{(process, pid): {round: resident memory in MB}} of a soak. A process has the last name that it took."""
     names: dict[int, str] = {}
     resident_by_pid: dict[int, dict[int, float]] = {}
-    with (folder / "memory.csv").open() as file:
+    with (folder / "memory.csv").open(encoding="utf-8") as file:
         for row in csv.DictReader(file):
             pid = int(row["pid"])
             names[pid] = row["process"]

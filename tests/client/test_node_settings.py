@@ -7,8 +7,9 @@ import pytest
 from flwr.app import Context, RecordDict
 
 from fedmutual.config import RunConfig
+from fedmutual.errors import UserError
 from fedmutual.run_folder import read_history
-from server.app import round_in_words
+from server.app import refuse_relative, round_in_words
 from server.strategy import RunFailed
 from tests.support.federation import LocalGrid, federate
 
@@ -94,3 +95,11 @@ def test_the_log_has_no_advice_for_rounds_that_are_long_enough_or_fruitless():
 
 def test_simulated_clients_share_cores_and_get_no_advice():
     assert round_in_words([row(0)], RunConfig().but(rounds=9), simulated=True).endswith("10.0 s")
+
+
+@pytest.mark.parametrize("key", ["data-path", "out", "store", "extractor"])
+def test_a_relative_path_of_flwr_run_is_refused(key):
+    """The server of a run works in the folder where the SuperLink was started, not where the user stands."""
+    config = RunConfig.of({"data": "npz", "out": "/tmp/run", key: "some/where"})
+    with pytest.raises(UserError, match=f"{key} = some/where is relative"):
+        refuse_relative(config)

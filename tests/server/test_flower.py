@@ -34,7 +34,7 @@ MAY_KNOW_INTERNALS = {"server/flower.py", "tests/server/test_flower.py"}
 
 def imports_of_flower(path: Path) -> set[str]:
     modules = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             modules |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -114,7 +114,7 @@ def test_flower_still_has_the_internal(name):
 def test_every_internal_that_the_adapter_imports_is_named_here():
     """So that the list above is whole."""
     wanted = set()
-    for node in ast.walk(ast.parse(Path(server.flower.__file__).read_text())):
+    for node in ast.walk(ast.parse(Path(server.flower.__file__).read_text(encoding="utf-8"))):
         if isinstance(node, ast.ImportFrom) and str(node.module).startswith("flwr.") and not is_public(node.module):
             wanted |= {f"{node.module}.{alias.name}" for alias in node.names}
     assert wanted <= set(INTERNALS)

@@ -186,8 +186,8 @@ def fill_disk_for(path, pids):
 
 def started(pid):
     """When a process was started, in seconds since the epoch."""
-    ticks = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
-    uptime = float(Path("/proc/uptime").read_text().split()[0])
+    ticks = int(Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[19])
+    uptime = float(Path("/proc/uptime").read_text(encoding="utf-8").split()[0])
     return time.time() - uptime + ticks / os.sysconf("SC_CLK_TCK")
 
 

@@ -40,7 +40,7 @@ class Memory(threading.Thread):
             round_ = max((line["round"] for line in read_history(self.out)), default=0)
             for pid in self.federation.living("flwr-serverapp"):
                 try:
-                    status = Path(f"/proc/{pid}/status").read_text()
+                    status = Path(f"/proc/{pid}/status").read_text(encoding="utf-8")
                 except OSError:
                     continue
                 found = [int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmHWM")]

@@ -138,3 +138,15 @@ def test_what_diffusers_cannot_run_is_refused(run, tmp_path):
         with pytest.raises(UserError, match=says):
             export(Path(config.federation.out), "3", tmp_path / "new")
     assert not (tmp_path / "new").exists()
+
+
+def test_images_that_are_not_square_are_drawn_in_their_own_shape(tmp_path):
+    images = np.random.default_rng(0).integers(256, size=(40, 8, 12), dtype=np.uint8)
+    np.savez(tmp_path / "data.npz", images=images, labels=np.repeat([0, 1], 20))
+    places = {"out": str(tmp_path / "run"), "store": str(tmp_path / "clients")}
+    data = {"data": "npz", "data-path": str(tmp_path / "data.npz"), "head-count": 10, "held-out": 5, "test": 5}
+    federate(RunConfig.of(SMALL, data, places, UNET), LocalGrid(range(2)))
+    export(tmp_path / "run", "1", tmp_path / "exported")
+    pipeline = DDPMPipeline.from_pretrained(tmp_path / "exported")
+    pipeline.set_progress_bar_config(disable=True)
+    assert pipeline(batch_size=1, num_inference_steps=2).images[0].size == (12, 8)
