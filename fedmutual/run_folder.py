@@ -180,8 +180,9 @@ class RunFacts(Record):
     """What run.json tells; None where the run has not got so far, or its method has no such thing.
 
     run: the identity that clients file their state under; attempt: how often the server began; data: what the method
-    does with the data, a key of `DATA`; training_counts: samples of each class; clients_at_once: that trained in
-    parallel; overhead: wall time of the rounds over that of the gradient steps alone; extractor: what measured it.
+    does with the data, a key of `DATA`; preset: the name of the one that it was started from; training_counts: samples
+    of each class; clients_at_once: how many trained in parallel; overhead: wall time of the rounds over that of the
+    gradient steps alone; extractor: the network in whose features it was measured.
     """
 
     name: str
@@ -191,6 +192,7 @@ class RunFacts(Record):
     attempt: int | None = None
     status: str | None = None
     data: str | None = None
+    preset: str | None = None
     training_counts: Sequence[int] | None = None
     shape: Sequence[int] | None = None
     parameters: int | None = None

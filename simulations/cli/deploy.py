@@ -10,7 +10,7 @@ from fedmutual.config import RunConfig
 from fedmutual.settings import parse_assignments
 from simulations.cli.options import AsJson, Settings
 from simulations.cli.presets import read_preset
-from simulations.cli.tables import _print_json
+from simulations.cli.tables import print_json
 from simulations.terminal import console, progress
 
 
@@ -37,7 +37,7 @@ def doctor(
             rows += [finding.row() for finding in check()]
             advance(done)
     if as_json:
-        _print_json(rows)
+        print_json(rows)
     else:
         table = Table("check", "", "what was seen", box=None, padding=(0, 2, 0, 0))
         for row in rows:

@@ -13,7 +13,7 @@ from rich.table import Table
 from fedmutual.errors import UserError
 from fedmutual.settings import parse_assignments
 from simulations.cli.options import AsJson, Here, RunFolder, RunFolders, Settings, Which
-from simulations.cli.tables import _print_json, _print_wide, print_metrics
+from simulations.cli.tables import print_json, print_metrics, print_wide
 from simulations.terminal import console, progress
 
 
@@ -90,7 +90,7 @@ def steps(
     with progress("sampling", 100, "%") as advance:
         rows = comparison.rows(advance)
     if as_json:
-        return _print_json(rows)
+        return print_json(rows)
     metric = rows[-3]["metric"]  # in features, where there are any
     shown = [(metric, "worst"), (metric, "mean"), ("from-full", "mean")]
     table = Table("sampler", "steps", "seconds", "of full", box=None, padding=(0, 2, 0, 0))
@@ -118,7 +118,7 @@ def peers(runs: RunFolders, which: Which = "last", settings: Here = None, as_jso
             print(f"{run}:")
             console().print(*tables(of_run), sep="\n")
     if as_json:
-        _print_json(rows)
+        print_json(rows)
 
 
 def audit(
@@ -151,7 +151,7 @@ def audit(
             console().print(table(of_run))
             print(control(of_run))
     if as_json:
-        return _print_json(rows)
+        return print_json(rows)
     print("These are the attacks that were tried: a low number is no proof of privacy.")
 
 
@@ -193,7 +193,7 @@ def one_by_one(advance: Callable[[int], None]) -> Callable[[int], None]:
 
 
 def write_page(runs: list[Path], out: Path, as_json: bool) -> None:
-    from simulations.cli.tables import comparison_table
+    from simulations.cli.comparison import comparison_table
     from simulations.report.comparison import comparison
     from simulations.report.missing import missing_classes
     from simulations.report.page import write_report
@@ -205,10 +205,10 @@ def write_page(runs: list[Path], out: Path, as_json: bool) -> None:
     for one in missing_classes(arms_of(read_runs(runs))):
         print(f"class {one.name} of {one.run} has no measure: {one.reason}", file=sys.stderr)
     if as_json:
-        return _print_json(rows)
+        return print_json(rows)
     arms = len({row["arm"] for row in rows})
     if arms < 3:
         print_metrics(rows)
     if arms > 2 or (arms > 1 and any(row["seeds"] > 1 for row in rows)):
-        _print_wide(comparison_table(rows))
+        print_wide(comparison_table(rows))
     print(f"report: {page}")

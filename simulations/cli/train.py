@@ -17,7 +17,7 @@ from fedmutual.settings import parse_assignments
 from simulations.cli.inspect import measure, write_page
 from simulations.cli.options import AsJson, Preset, Settings
 from simulations.cli.presets import PRESETS, read_preset, record_preset, settings_of_run
-from simulations.cli.tables import _print_json
+from simulations.cli.tables import print_json
 from simulations.terminal import console, progress
 
 
@@ -137,7 +137,7 @@ def extractor(
     with progress("training", 100, "%") as advance:
         facts = training.run(advance)
     if as_json:
-        return _print_json([facts])
+        return print_json([facts])
     right = f"{100 * facts['accuracy']:.1f} % of {facts['test_images']} test images classified correctly"
     print(f"{path}: {facts['training_images']} training images, {right}, sha256 {facts['sha256'][:16]}")
 
@@ -153,7 +153,7 @@ def presets(as_json: AsJson = False) -> None:
         ]
         rows.append({"preset": path.stem, "about": " ".join(words), "file": str(path)})
     if as_json:
-        return _print_json(rows)
+        return print_json(rows)
     table = Table("preset", "what it is", box=None, padding=(0, 2, 1, 0))
     for row in rows:
         table.add_row(row["preset"], row["about"])
@@ -171,7 +171,7 @@ def settings(
         for group, key, field in RunConfig.documented()
     ]
     if as_json:
-        return _print_json(rows)
+        return print_json(rows)
     if markdown:
         return print(settings_page(rows), end="")
     table = Table("setting", "default", "what it does", box=None)

@@ -33,8 +33,8 @@ def title(runs: Sequence[Run]) -> str:
 
 
 def _name(run: Run) -> str:
-    if run.facts.get("preset"):
-        return str(run.facts["preset"])
+    if run.facts.preset:
+        return str(run.facts.preset)
     own = run.settings.get("data") in ("npz", "folder")
     data = str(run.settings.get("data-path") or "").rstrip("/").rpartition("/")[2] if own else ""
     return (data.removesuffix(".npz") if data else "") or run.name

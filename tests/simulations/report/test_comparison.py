@@ -16,7 +16,8 @@ from scipy import stats
 from fedmutual import methods
 from fedmutual.errors import UserError
 from fedmutual.methods import DATA
-from simulations.cli.tables import comparison_table, print_metrics
+from simulations.cli.comparison import comparison_table
+from simulations.cli.tables import print_metrics
 from simulations.report import figures
 from simulations.report.answer import by_comparison
 from simulations.report.comparison import Comparison, comparison
