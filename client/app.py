@@ -20,9 +20,9 @@ from torch import nn
 
 from client.loaded_peers import LoadedPeers
 from client.store import Busy, LostState, Numbers, StaleRound, Store
-from fedmutual.checkpoint import Unwritable, write_atomic
+from fedmutual.checkpoint import Unwritable
 from fedmutual.config import RunConfig
-from fedmutual.data.fingerprint import FILE, Fingerprint, fingerprint, fingerprints_text, refuse_changed
+from fedmutual.data.fingerprint import FILE, Fingerprint, fingerprint, refuse_changed, write_fingerprints
 from fedmutual.data.source import ClassData, num_classes, open_source
 from fedmutual.device import dtype_of, pick_device
 from fedmutual.diffusion import make_process
@@ -190,7 +190,7 @@ def know_again(store: Store, y: int, now: Fingerprint) -> None:
         log(ERROR, "%s", error)
         raise UserError("this client's data have changed since the run began: its own log says more") from None
     if not (store.folder / FILE).exists():
-        write_atomic(store.folder / FILE, fingerprints_text({y: now}).encode())
+        write_fingerprints(store.folder, {y: now})
 
 
 def _peers(

@@ -2,6 +2,7 @@
 
     config.toml         the settings, resolved
     run.json            `RunFacts`: what is known of the run and is no setting
+    data.json           fingerprints of what each class trained on, by `fedmutual.data.fingerprint`
     history.jsonl       a `HistoryLine` for each round and class
     checkpoints/        networks after a round, round-000012.safetensors
     samples/            samples.npz, and a PNG grid of each class

@@ -1,14 +1,15 @@
-"""By what a run knows its data again: a fingerprint of the samples that each class trained on, whatever their order."""
+"""How a run recognises its data: a fingerprint of the samples that each class trains on, whatever their order."""
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from torch import Tensor
 
+from fedmutual.checkpoint import write_atomic
 from fedmutual.errors import UserError
 
 FILE = "data.json"
@@ -38,12 +39,17 @@ def combined(marks: Iterable[bytes]) -> Fingerprint:
     return Fingerprint(len(ordered), hashlib.sha256(b"".join(ordered)).hexdigest()[:32])
 
 
-def fingerprints_text(fingerprints: dict[int, Fingerprint]) -> str:
-    """What `FILE` holds."""
-    return json.dumps({str(y): own._asdict() for y, own in fingerprints.items()}, indent=1)
+def write_fingerprints(folder: Path, fingerprints: Mapping[int, Fingerprint]) -> None:
+    """Keep {class: fingerprint of what it trains on} in a run folder, or in a client's store.
+
+    Raises:
+        Unwritable: the disk is full, or the folder forbidden.
+    """
+    content = {str(y): own._asdict() for y, own in fingerprints.items()}
+    write_atomic(folder / FILE, json.dumps(content, indent=1).encode())
 
 
-def refuse_changed(folder: Path, now: dict[int, Fingerprint], names: Sequence[str]) -> None:
+def refuse_changed(folder: Path, now: Mapping[int, Fingerprint], names: Sequence[str]) -> None:
     """Compare with the fingerprints in `folder`; a folder without them, of an earlier version, is taken as it is.
 
     Raises:

@@ -26,10 +26,9 @@ from flwr.serverapp import Grid, ServerApp
 from flwr.simulation import run_simulation
 
 from client.app import app as client_app
-from fedmutual.checkpoint import write_atomic
 from fedmutual.config import RunConfig
 from fedmutual.data.check import check
-from fedmutual.data.fingerprint import FILE, fingerprints_text, refuse_changed
+from fedmutual.data.fingerprint import refuse_changed, write_fingerprints
 from fedmutual.data.source import num_classes
 from fedmutual.device import pick_device
 from fedmutual.errors import UserError
@@ -100,8 +99,7 @@ class Simulation(Generic[P]):
             refuse_changed(run_folder(config), checked.fingerprints, checked.source.names)
         self.prepared = app.prepare(config, _for_clients(config, bool(self.gpus)))
         if not config.federation.resume:
-            text = fingerprints_text(checked.fingerprints)
-            write_atomic(self.journal.folder / FILE, text.encode())
+            write_fingerprints(self.journal.folder, checked.fingerprints)
 
     @property
     def journal(self) -> Journal:
