@@ -28,10 +28,9 @@ def doctor(
     """
     config = RunConfig.of(read_preset(preset) if preset else {}, parse_assignments(settings or []))
 
-    from server.flower import read_connection
     from simulations.deployment.doctor import checks
 
-    todo, rows = checks(config, read_connection(connection) if connection else None), []
+    todo, rows = checks(config, connection), []
     with progress("checking", len(todo), "checks") as advance:
         for done, check in enumerate(todo, 1):
             rows += [finding.row() for finding in check()]
