@@ -165,9 +165,8 @@ def settings(
     markdown: Annotated[bool, typer.Option("--markdown", help="Print the page docs/settings.md.")] = False,
 ) -> None:
     """List every setting, its default and what it does."""
-    defaults = RunConfig().settings()
     rows = [
-        {"group": group, "setting": key, "default": defaults[key], "about": field.description}
+        {"group": group, "setting": key, "default": field.default, "about": field.description}
         for group, key, field in RunConfig.documented()
     ]
     if as_json:
