@@ -22,8 +22,8 @@ from client.loaded_peers import LoadedPeers
 from client.store import Busy, LostState, Numbers, StaleRound, Store
 from fedmutual.checkpoint import Unwritable
 from fedmutual.config import RunConfig
+from fedmutual.data import ClassData, num_classes, open_source
 from fedmutual.data.fingerprint import FILE, Fingerprint, fingerprint, refuse_changed, write_fingerprints
-from fedmutual.data.source import ClassData, num_classes, open_source
 from fedmutual.device import dtype_of, pick_device
 from fedmutual.diffusion import make_process
 from fedmutual.errors import UserError

@@ -45,7 +45,7 @@ from numpy.typing import NDArray
 
 from fedmutual.checkpoint import load, load_newest, save, write_atomic, writing
 from fedmutual.config import RunConfig
-from fedmutual.data.source import class_names
+from fedmutual.data import class_names
 from fedmutual.errors import UserError
 from fedmutual.methods import DATA
 from fedmutual.records import Network

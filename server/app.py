@@ -12,7 +12,7 @@ from flwr.serverapp import Grid, ServerApp
 
 from fedmutual.checkpoint import Unwritable
 from fedmutual.config import RunConfig, beyond_defaults, refuse_without_effect
-from fedmutual.data.source import num_classes, sample_shape
+from fedmutual.data import num_classes, sample_shape
 from fedmutual.errors import UserError
 from server.bank import Bank
 from server.intake import guarded

@@ -8,7 +8,7 @@ import torch
 from flwr.app import Message, MessageType
 
 from fedmutual.baselines.central_igd import central_igd
-from fedmutual.data.source import ClassData
+from fedmutual.data import ClassData
 from fedmutual.device import dtype_of
 from fedmutual.diffusion import make_process
 from fedmutual.learning.igd import local_steps

@@ -32,8 +32,8 @@ from packaging.requirements import Requirement
 import client.store
 from client.app import store_root
 from fedmutual.config import RunConfig
-from fedmutual.data.check import check as read_all
-from fedmutual.data.source import num_classes, sample_shape
+from fedmutual.data import check as read_all
+from fedmutual.data import num_classes, sample_shape
 from fedmutual.device import pick_device
 from fedmutual.errors import UserError
 from fedmutual.networks import build

@@ -27,9 +27,8 @@ from flwr.simulation import run_simulation
 
 from client.app import app as client_app
 from fedmutual.config import RunConfig
-from fedmutual.data.check import check
+from fedmutual.data import check, num_classes
 from fedmutual.data.fingerprint import refuse_changed, write_fingerprints
-from fedmutual.data.source import num_classes
 from fedmutual.device import pick_device
 from fedmutual.errors import UserError
 from fedmutual.learning.igd import NO_STEPS

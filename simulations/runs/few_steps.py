@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
+from fedmutual.data import open_source
 from fedmutual.data.fingerprint import refuse_changed
-from fedmutual.data.source import open_source
 from fedmutual.device import dtype_of, pick_device
 from fedmutual.diffusion import make_process
 from fedmutual.errors import UserError

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from fedmutual.config import RunConfig
+from fedmutual.data import Source, open_source
 from fedmutual.data.fingerprint import refuse_changed
-from fedmutual.data.source import Source, open_source
 from fedmutual.device import pick_device
 from fedmutual.errors import UserError
 from fedmutual.evaluation import COUNTS, class_metrics, summarise

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from fedmutual.config import RunConfig
-from fedmutual.data.source import num_classes, sample_shape
+from fedmutual.data import num_classes, sample_shape
 from fedmutual.device import dtype_of, pick_device
 from fedmutual.diffusion import make_process
 from fedmutual.diffusion.process import expand

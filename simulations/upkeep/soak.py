@@ -25,7 +25,7 @@ from flwr.serverapp import Grid
 
 from client.app import class_of, hello, train
 from fedmutual.config import RunConfig
-from fedmutual.data.source import num_classes
+from fedmutual.data import num_classes
 from fedmutual.records import unpack_order
 from fedmutual.run_folder import read_history
 from fedmutual.seeds import derive

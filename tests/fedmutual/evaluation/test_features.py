@@ -15,7 +15,7 @@ from torchmetrics.image.kid import poly_mmd
 
 from fedmutual.checkpoint import load
 from fedmutual.config import RunConfig
-from fedmutual.data.source import class_names
+from fedmutual.data import class_names
 from fedmutual.errors import UserError
 from fedmutual.evaluation import features, inception_score
 from fedmutual.evaluation.features import Features, Training, fingerprints, read_extractor
