@@ -84,7 +84,7 @@ def _train(message: Message, context: Context) -> Message:
     peers = _peers(message.content, order, config, player.network, initial, limit)
     store = Store(store_root(config), order["run"], y)
     with store.locked(config.federation.timeout):
-        know_again(store, y, own_fingerprint(config, y, device))
+        keep_fingerprint(store, y, own_fingerprint(config, y, device))
         numbers = store.restore(player, attempt, round_, checkpointed)
         if not numbers and order["reported"]:
             raise LostState(f"this client's state of round {order['reported']} is gone: restore its store")
@@ -178,11 +178,11 @@ def own_fingerprint(config: RunConfig, y: int, device: torch.device) -> Fingerpr
     return fingerprint(own_data(config, y, device).train)
 
 
-def know_again(store: Store, y: int, now: Fingerprint) -> None:
+def keep_fingerprint(store: Store, y: int, now: Fingerprint) -> None:
     """Keep the fingerprint of what this client trains on with its state, and compare with what was kept.
 
     Raises:
-        UserError: the data have changed since the run began; what of them is said in the client's own log alone.
+        UserError: the data have changed since the run began; only the client's own log says how.
     """
     try:
         refuse_changed(store.folder, {y: now}, [])

@@ -135,7 +135,7 @@ def test_nothing_but_networks_and_listed_numbers_leaves_a_client(small):
     assert len(grid.replies) == 10 + 2 * 10
 
 
-def test_counts_are_told_only_on_request(small, tmp_path):
+def test_counts_are_told_only_on_request(small):
     grid = LocalGrid(range(10))
     federate(small(share_counts=True), grid)
     told = {r.content["numbers"]["class"]: r.content["numbers"]["count"] for r in grid.replies[10:20]}

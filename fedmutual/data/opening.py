@@ -93,7 +93,7 @@ def _checked_dims(data: Data) -> tuple[int, ...]:
 
 
 def _open(data: Data, instead: str = "", keep: bool = False) -> Opened:
-    """The files of the source, checked against the settings; `instead`: the setting that would make do without."""
+    """The files of the source, checked against the settings; `instead`: the setting that is enough without them."""
     if data.source in ("npz", "folder") and not _data_path(data).exists():
         advice = f"set data-path, or {instead} where there is no data" if instead else "set data-path"
         raise UserError(f"{data.path} is missing: {advice}")

@@ -38,7 +38,7 @@ def report(
 
 
 def evaluate(run: RunFolder, which: Which = "last", settings: Settings = None, as_json: AsJson = False) -> None:
-    """Draw samples of a run's checkpoint anew and measure them; rewrites its metrics, samples and report.
+    """Draw samples of a run's checkpoint again and measure them; rewrites its metrics, samples and report.
 
     Settings that say how to measure may change, such as extractor, samples or sampler, and stay with the run; data-path
     and device say where it is measured, and hold for this command alone.

@@ -93,7 +93,7 @@ def runs_table(arms: Sequence[Arm]) -> Table:
 
 
 def environments(arms: Sequence[Arm]) -> dict[str, list[str]]:
-    """{hardware and versions in words: the runs on it}."""
+    """{hardware and versions as one sentence: the runs on it}."""
     runs: dict[str, list[str]] = {}
     for name, run in titled_runs(arms):
         versions = ", ".join(f"{package} {version}" for package, version in (run.facts.get("versions") or {}).items())

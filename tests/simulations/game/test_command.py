@@ -100,7 +100,7 @@ def test_command_prints_one_object_and_nothing_else(tmp_path):
         ("rate=nan", "a number"),
         ("betas=0,-1", "not be negative"),
         ("betas=0", "at least must be positive"),
-        ("betas=a,b", "parted by commas"),
+        ("betas=a,b", "with commas between them"),
         ("mutual-weight=loud", "one, t, exp"),
         ("folds=1", "at least 2"),
     ],

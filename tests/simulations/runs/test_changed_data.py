@@ -53,7 +53,7 @@ def test_what_uses_the_data_again_refuses_others(small, images):
         lambda: Simulation(config.but(resume=True)),
     )
     for use in uses:
-        with pytest.raises(UserError, match="class b has 23 training samples, and 24 then"):
+        with pytest.raises(UserError, match="class b has 23 training samples and had 24"):
             use()
 
 
