@@ -24,10 +24,10 @@ def lend_records() -> None:
 
     What clients send back is pickled as usual: each network once.
     """
-    register_serializer(ArrayRecord, serializer=_lend, deserializer=_borrow)
+    register_serializer(ArrayRecord, serializer=lend, deserializer=borrow)
 
 
-def _lend(record: ArrayRecord) -> "ray.ObjectRef[Views]":
+def lend(record: ArrayRecord) -> "ray.ObjectRef[Views]":
     """What stands for `record` in an order. The store holds it for as long as the record, an order or a client does."""
     return _putter.submit(_put, record).result()
 
@@ -39,6 +39,6 @@ def _put(record: ArrayRecord) -> "ray.ObjectRef[Views]":
     return reference
 
 
-def _borrow(reference: "ray.ObjectRef[Views]") -> ArrayRecord:
+def borrow(reference: "ray.ObjectRef[Views]") -> ArrayRecord:
     """The record, whose bytes are read where they lie in the store."""
     return record_of(ray.get(reference))

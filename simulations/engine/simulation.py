@@ -96,7 +96,7 @@ class Simulation(Generic[P]):
         self.counts, self.notices = checked.source.counts, checked.notices
         if config.federation.resume:
             refuse_changed(run_folder(config), checked.fingerprints, checked.source.names)
-        self.prepared = app.prepare(config, _for_clients(config, bool(self.gpus)))
+        self.prepared = app.prepare(config, settings_for_clients(config, bool(self.gpus)))
         if not config.federation.resume:
             write_fingerprints(self.journal.folder, checked.fingerprints)
 
@@ -149,7 +149,7 @@ class Simulation(Generic[P]):
                 raise RunFailed(f"Flower's simulation failed: {innermost(error)}") from error
 
 
-def _for_clients(config: RunConfig, has_gpus: bool) -> dict[str, str]:
+def settings_for_clients(config: RunConfig, has_gpus: bool) -> dict[str, str]:
     """Settings of a simulation's clients: where they are, and on what they run.
 
     Their processes do not work in the user's folder, so that every path they are sent is absolute.
