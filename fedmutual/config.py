@@ -390,7 +390,7 @@ _METHODS = {"tau": "cbdm", "proximal-mu": "fedprox"}
 def refuse_without_effect(
     config: RunConfig, given: Mapping[str, Any], methods: Mapping[str, "RunConfig"] = MappingProxyType({})
 ) -> None:
-    """Refuse settings that would change nothing, where a run is started; an earlier run is read as it is.
+    """Refuse settings that would change nothing, where a run is started; an earlier run is read and resumed as it is.
 
     given: the settings that a person gave beyond a preset's; where those are not known, all whose value is not the
     default. methods: those of a comparison, and what their settings are; an effect on one of them is enough.
@@ -398,6 +398,8 @@ def refuse_without_effect(
     Raises:
         UserError: names the setting, what takes its effect away, and what to do.
     """
+    if config.federation.resume:
+        return
     for key, value in given.items():
         if key in _METHODS and _METHODS[key] not in methods:
             raise UserError(f"{key} = {value} has an effect on the method {_METHODS[key]} alone: leave {key} out")

@@ -187,6 +187,13 @@ def test_no_preset_has_a_setting_without_effect(path):
     refuse_without_effect(config, read_settings(path))
 
 
+def test_a_run_that_an_earlier_version_began_goes_on_with_the_settings_that_it_accepted():
+    config = RunConfig.of({"exchange": "mean", "beta-rule": "constant", "scarcity": 5.0})
+    with pytest.raises(UserError):
+        refuse_without_effect(config, beyond_defaults(config))
+    refuse_without_effect(config.but(resume=True), beyond_defaults(config))
+
+
 def test_features_drawn_once_for_all_may_be_averaged():
     given = {"exchange": "mean", "network": "random-features", "shared-init": True}
     refuse_without_effect(RunConfig.of(given), given)
