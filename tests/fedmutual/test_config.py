@@ -129,6 +129,13 @@ def test_a_number_is_a_number_however_it_is_written(text, value):
     assert RunConfig.of(parse_assignments([f"learning-rate={text}"])).optimiser.learning_rate == value
 
 
+@pytest.mark.parametrize(("text", "value"), [("1e3", 1000), ("0x10", 16), ("1_000", 1000), ("007", 7), ("20.0", 20)])
+def test_a_whole_number_is_one_however_it_is_written(text, value):
+    assert RunConfig.of(parse_assignments([f"local-steps={text}"])).local_steps == value
+    with pytest.raises(UserError, match=r"setting local-steps = 1\.5: input should be a valid integer"):
+        RunConfig.of(parse_assignments(["local-steps=1.5"]))
+
+
 @pytest.mark.parametrize(
     ("settings", "tail"),
     [
