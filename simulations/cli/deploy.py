@@ -18,7 +18,7 @@ def doctor(
     preset: Annotated[str | None, typer.Argument()] = None,
     settings: Settings = None,
     connection: Annotated[
-        str | None, typer.Option(help="Of Flower's config.toml: check its certificates and its SuperLink too.")
+        str | None, typer.Option(help="Name in Flower's config.toml: check its certificates and its SuperLink too.")
     ] = None,
     as_json: AsJson = False,
 ) -> None:
