@@ -261,7 +261,7 @@ class Measuring(Group):
     extractor: str = Field(
         "",
         description="file for measures in features: of `fedmutual extractor` ({seed} stands for the seed), or the "
-        "literature's Inception weights (.pth); empty: none",
+        "literature's Inception weights (.pth); train: one is trained beforehand, into the run's folder; empty: none",
     )
     audit_candidates: Positive = Field(
         500, description="members, and as many others, of a class that an audit asks about at most, 64 calls each"

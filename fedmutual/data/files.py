@@ -30,6 +30,10 @@ class FileSource(Source):
         self.sizes: list[int] = sizes
 
     @property
+    def cuts_test(self) -> bool:
+        return self.opened.test is None
+
+    @property
     def whole(self) -> bool:
         return len(self.names) > 1 or self.data.classes < 2
 

@@ -87,6 +87,11 @@ class Source(ABC):
         """Whether this holds every class, and not one client's own."""
         return True
 
+    @property
+    def cuts_test(self) -> bool:
+        """Whether the seed decides which samples are the test part; else the data come with one."""
+        return True
+
 
 def existing(y: int, classes: int) -> int:
     """`y`, which must be the number of one of so many classes.

@@ -14,7 +14,7 @@ from simulations.cli import deploy, inspect, theory, train, upkeep
 app = typer.Typer(no_args_is_help=True, help="Federated training of diffusion models that is fair to rare classes.")
 
 PANELS: dict[str, tuple[Callable[..., None], ...]] = {
-    "Train": (train.simulate, train.compare, train.presets, train.settings, train.extractor),
+    "Train": (train.simulate, train.compare, train.inspect, train.presets, train.settings, train.extractor),
     "Inspect": (
         *(inspect.report, inspect.evaluate, inspect.sample, inspect.steps),
         *(inspect.peers, inspect.audit, inspect.export),

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
@@ -15,6 +15,9 @@ from fedmutual.settings import parse_assignments
 from simulations.cli.options import AsJson, Here, RunFolder, RunFolders, Settings, Which
 from simulations.cli.tables import print_json, print_metrics, print_wide
 from simulations.terminal import console, progress
+
+if TYPE_CHECKING:
+    from fedmutual.evaluation.features import Training
 
 
 def report(
@@ -45,8 +48,15 @@ def evaluate(run: RunFolder, which: Which = "last", settings: Settings = None, a
     """
     changes, here = split_here(settings)
     if changes:
+        from simulations.runs.extractor import TRAIN, extractor_to_train, with_own_extractor
         from simulations.runs.measuring import change_measuring
+        from simulations.runs.networks import run_config
 
+        if changes.get("extractor") == TRAIN:
+            config = with_own_extractor(run_config(run, here).but(extractor=TRAIN), run)
+            changes["extractor"] = config.measuring.extractor
+            if training := extractor_to_train(config, run):
+                train_extractor(training)
         change_measuring(run, changes, here)
     measure(run, which, here)
     write_page([run], run / "report.html", as_json)
@@ -212,3 +222,17 @@ def write_page(runs: list[Path], out: Path, as_json: bool) -> None:
     if arms > 2 or (arms > 1 and any(row["seeds"] > 1 for row in rows)):
         print_wide(comparison_table(rows))
     print(f"report: {page}")
+
+
+def train_extractor(training: "Training", quiet: bool = False) -> tuple[dict[str, Any], str]:
+    """Train an extractor under a progress bar; what its file says of itself, and a sentence on it.
+
+    The sentence goes to stderr unless `quiet`: standard output is for the command's own answer.
+    """
+    with progress("training the extractor", 100, "%") as advance:
+        facts = training.run(advance)
+    right = f"{100 * facts['accuracy']:.1f} % of {facts['test_images']} test images classified correctly"
+    sentence = f"{training.path}: {facts['training_images']} training images, {right}, sha256 {facts['sha256'][:16]}"
+    if not quiet:
+        print(sentence, file=sys.stderr)
+    return facts, sentence

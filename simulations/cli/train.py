@@ -2,11 +2,12 @@
 
 import itertools
 import json
+import shlex
 import sys
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
@@ -14,11 +15,14 @@ from rich.table import Table
 from fedmutual.config import RunConfig, refuse_without_effect
 from fedmutual.errors import UserError
 from fedmutual.settings import parse_assignments
-from simulations.cli.inspect import measure, write_page
+from simulations.cli.inspect import measure, train_extractor, write_page
 from simulations.cli.options import AsJson, Preset, Settings
 from simulations.cli.presets import PRESETS, read_preset, record_preset, settings_of_run
 from simulations.cli.tables import print_json
 from simulations.terminal import console, progress
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def simulate(
@@ -40,28 +44,31 @@ def simulate(
     if resume:
         if out:
             raise UserError("--resume continues in its own folder: leave --out out")
+        folder = resume
         layers = [settings_of_run(resume), changes, {"resume": True, "out": str(resume)}]
     else:
         folder = out or Path("runs") / f"{Path(preset).stem}-{datetime.now():%Y%m%d-%H%M%S}"
         layers = [read_preset(preset), changes, {"resume": False, "out": str(folder)}]
     config = RunConfig.of(*layers)
     refuse_without_effect(config, changes)
-    if not resume:
-        config = config.with_whole_paths()
-
     from simulations.engine.simulation import Simulation
     from simulations.report.words import listing
+    from simulations.runs.extractor import extractor_to_train, with_own_extractor
+    from simulations.runs.measuring import run_extractor
     from simulations.runs.networks import without_network
 
-    if config.measuring.extractor and config.measuring.samples:
-        from simulations.runs.measuring import run_extractor
-
+    if not resume:
+        config = with_own_extractor(config, folder).with_whole_paths()
+    training = extractor_to_train(config, folder) if config.measuring.samples else None
+    if config.measuring.samples and not training:
         run_extractor(config)  # a file that does not fit is refused before the training, not after it
-    simulation: Simulation = Simulation(config, cpus, gpus)
+    simulation: Simulation[Any] = Simulation(config, cpus, gpus)
     refused = 0
     print_notices(simulation.notices)
     if not resume:
         record_preset(simulation.journal.folder, preset)
+    if training:
+        train_extractor(training)
     with progress("training", config.rounds, "rounds") as advance:
 
         def on_round(rows: list[dict[str, Any]]) -> None:
@@ -104,9 +111,13 @@ def compare(
     folder = out or Path("runs") / f"compare-{Path(preset).stem}-{datetime.now():%Y%m%d-%H%M%S}"
 
     from simulations.experiments.plan import plan, run_arms
+    from simulations.runs.extractor import extractor_to_train
 
     made = plan(changes, methods, seeds, folder, given=given)
     print_notices(made.notices)
+    for config in made.arms.values() if next(iter(made.arms.values())).measuring.samples else ():
+        if training := extractor_to_train(config, folder):
+            train_extractor(training)
     with progress("comparing", len(made.arms), "arms") as advance:
         run_arms(made, cpus, gpus, advance)
     for place in made.places:
@@ -133,13 +144,10 @@ def extractor(
     from fedmutual.evaluation.features import Training
 
     path = out or Path("extractors") / f"{Path(preset).stem}-{config.seed}.safetensors"
-    training = Training(config, path, pick_device(config.compute))
-    with progress("training", 100, "%") as advance:
-        facts = training.run(advance)
+    facts, sentence = train_extractor(Training(config, path, pick_device(config.compute)), quiet=True)
     if as_json:
         return print_json([facts])
-    right = f"{100 * facts['accuracy']:.1f} % of {facts['test_images']} test images classified correctly"
-    print(f"{path}: {facts['training_images']} training images, {right}, sha256 {facts['sha256'][:16]}")
+    print(sentence)
 
 
 def presets(as_json: AsJson = False) -> None:
@@ -199,3 +207,80 @@ def print_notices(notices: Sequence[str]) -> None:
     """What a person should know of the data before the training, such as files that are left out."""
     for notice in notices:
         print(f"note: {notice}", file=sys.stderr)
+
+
+def inspect(
+    data: Annotated[Path, typer.Argument(metavar="DATA", help="A folder of images, or a .npz.")],
+    settings: Settings = None,
+    png: Annotated[Path | None, typer.Option("--png", help="Write a sheet of the first images, a class a row.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show what will be read of your data: classes, counts, values, what is left out, copies. Nothing is trained."""
+    from fedmutual.data.overview import look, settings_for
+
+    own = settings_for(data)
+    config = RunConfig.of(own, parse_assignments(settings or []))
+    with progress("reading", 100, "classes") as advance:
+        overview = look(config.data, advance)
+    if png:
+        write_sheet(png, overview.first, overview.shape)
+    command = next_command(own, overview.shape, overview.counts)
+    if as_json:
+        rows = [
+            {"class": y, "name": name, **{part: counts[y] for part, counts in overview.counts.items()}}
+            for y, name in enumerate(overview.names)
+        ]
+        return print_json(rows)
+    table = Table("class", *overview.counts, "", box=None, padding=(0, 2, 0, 0))
+    largest = max(overview.counts["train"])
+    for y, name in enumerate(overview.names):
+        of_parts = (str(counts[y]) for counts in overview.counts.values())
+        table.add_row(name, *of_parts, "█" * max(1, round(40 * overview.counts["train"][y] / largest)))
+    console().print(table)
+    print(f"samples: {' x '.join(map(str, overview.shape))}, channels first")
+    for kind, (low, high) in overview.ranges.items():
+        print(f"stored as: {kind} from {low:g} to {high:g}")
+    for ((part, y), (other, z)), count in overview.twice.items():
+        first = "it" if (part, y) == (other, z) else f"{part} class {overview.names[y]}"
+        print(f"copies: {count} of {other} class {overview.names[z]} repeat another sample of {first}")
+    for notice in overview.notices:
+        print(f"note: {notice}")
+    print(f"next: {command}")
+
+
+def next_command(own: dict[str, str], shape: tuple[int, ...], counts: dict[str, list[int]]) -> str:
+    """A command that trains on these data: U-Nets on images of 16 x 16 and more, else the MLP of the digits."""
+    words = ["fedmutual", "simulate", "fashion" if len(shape) == 3 and min(shape[1:]) >= 16 else "digits"]
+    settings: dict[str, Any] = {**own, "classes": 0, "shape": "", "imbalance": "none"}
+    if len(shape) == 3 and max(shape[1:]) > 32 and own["data"] == "folder":
+        settings["shape"] = f"{shape[0]},32,32"
+    smallest = min(counts["train"])
+    if "held-out" not in counts:
+        settings["held-out"] = min(20, smallest // 5)
+    settings["test"] = 0 if "test" in counts else min(65, smallest // 4)
+    if len(shape) == 3 and min(counts.get("test", [smallest // 4])) >= 2:
+        settings["extractor"] = "train"
+    return shlex.join([*words, *(word for key, value in settings.items() for word in ("-s", f"{key}={value}"))])
+
+
+def write_sheet(path: Path, images: "dict[int, Tensor]", shape: tuple[int, ...]) -> None:
+    """The first images of each class as one PNG, a class a row.
+
+    Raises:
+        UserError: the samples are no images, or the file cannot be written.
+    """
+    import numpy as np
+    from PIL import Image
+
+    from simulations.runs.sampling import sheet
+
+    if len(shape) != 3:
+        raise UserError("--png needs images, and these samples are not: leave --png out")
+    rows = [sheet(own.numpy(), columns=len(own), most=len(own)) for own in images.values() if len(own)]
+    width = max(row.shape[1] for row in rows)
+    padded = [np.pad(row, ((0, 4), (0, width - row.shape[1]), (0, 0)), constant_values=255) for row in rows]
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.concatenate(padded)).save(path)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be written: {error}") from None

@@ -23,6 +23,7 @@ from fedmutual.settings import read_settings, write_settings
 from simulations.experiments.arm import is_finished, run_arm
 from simulations.experiments.methods import RECIPES
 from simulations.runs.arms import NOT_THE_METHOD
+from simulations.runs.extractor import with_own_extractor
 
 SETTINGS = "comparison.toml"
 """In the comparison's folder: the settings that all arms have in common."""
@@ -67,7 +68,7 @@ def plan(
     if seeds < 1:
         raise UserError(f"--seeds {seeds}: a comparison needs at least one seed, and five or more to mean something")
     common, own = _split(settings)
-    base = RunConfig.of(common).with_whole_paths()
+    base = with_own_extractor(RunConfig.of(common), Path(folder)).with_whole_paths()
     _possible(base, names)
     arms = {}
     for seed in range(base.seed, base.seed + seeds):

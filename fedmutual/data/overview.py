@@ -1,0 +1,95 @@
+"""What a user's own data are, before anything is trained: classes, parts, values, and samples that occur twice."""
+
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from torch import Tensor
+
+from fedmutual.config import Data
+from fedmutual.data.files import FileSource
+from fedmutual.data.fingerprint import mark
+from fedmutual.data.opening import open_source
+from fedmutual.errors import UserError
+
+FIRST = 8
+"""Samples of each class that an overview keeps, for a picture."""
+
+_BLOCK = 256
+"""Samples that are in memory at once."""
+
+Place = tuple[str, int]
+"""(part, class) of a sample."""
+
+
+@dataclass
+class Overview:
+    """All that there is in a folder of images or a .npz.
+
+    counts: {part: samples of each class}; shape: of a sample, channels first; ranges: {kind of number: lowest and
+    highest value that is stored}; first: {class: its first samples}; twice: {(a place, another, or the same): how many
+    samples of the second are copies of one in the first}; notices: what a user should know, a sentence each.
+    """
+
+    names: list[str]
+    shape: tuple[int, ...]
+    counts: dict[str, list[int]]
+    ranges: dict[str, tuple[float, float]] = field(default_factory=dict)
+    first: dict[int, Tensor] = field(default_factory=dict)
+    twice: dict[tuple[Place, Place], int] = field(default_factory=dict)
+    notices: list[str] = field(default_factory=list)
+
+
+def settings_for(path: Path) -> dict[str, str]:
+    """The settings that read a folder of images or a .npz.
+
+    Raises:
+        UserError: there is nothing, or something else.
+    """
+    if path.is_dir():
+        return {"data": "folder", "data-path": str(path)}
+    if path.suffix == ".npz" and path.is_file():
+        return {"data": "npz", "data-path": str(path)}
+    what = "is neither a folder nor a .npz file" if path.exists() else "is missing"
+    raise UserError(f"{path} {what}: name a folder of images or a .npz with images and labels")
+
+
+def look(data: Data, on_class: Callable[[int], None] = lambda done: None) -> Overview:
+    """Read everything once; `on_class` is called with how many classes of all parts are read.
+
+    Raises:
+        UserError: data that cannot be used; names the class and the file.
+    """
+    source = open_source(data, seed=0)
+    if not isinstance(source, FileSource):
+        raise UserError(f"data = {data.source} is not a user's own: name a folder of images or a .npz file")
+    opened = source.opened
+    parts = {"train": opened.train, "held-out": opened.held_out, "test": opened.test}
+    overview = Overview(source.names, source.shape, {})
+    seen: dict[bytes, Place] = {}
+    repeats: dict[tuple[Place, Place], int] = defaultdict(int)
+    done = 0
+    for name, part in parts.items():
+        if part is None:
+            continue
+        overview.counts[name] = []
+        for y in range(len(source.names)):
+            rows = np.flatnonzero(part.labels == y)
+            overview.counts[name].append(len(rows))
+            for start in range(0, len(rows), _BLOCK):
+                samples = part.read(rows[start : start + _BLOCK])
+                if name == "train" and start == 0:
+                    overview.first[y] = samples[:FIRST].clone()
+                for sample in samples:
+                    known, here = mark(sample), (name, y)
+                    if known in seen:
+                        repeats[seen[known], here] += 1
+                    seen.setdefault(known, here)
+            done += 1
+            on_class(done)
+    overview.twice = dict(repeats)
+    overview.ranges = dict(opened.seen.ranges) if opened.seen else {}
+    overview.notices = source.notices
+    return overview
