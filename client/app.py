@@ -20,10 +20,10 @@ from torch import nn
 
 from client.loaded_peers import LoadedPeers
 from client.store import Busy, LostState, Numbers, StaleRound, Store
-from fedmutual.checkpoint import Unwritable, write_atomic
+from fedmutual.checkpoint import Unwritable
 from fedmutual.config import RunConfig
-from fedmutual.data.fingerprint import FILE, Fingerprint, fingerprint, fingerprints_text, refuse_changed
-from fedmutual.data.source import ClassData, num_classes, open_source
+from fedmutual.data import ClassData, num_classes, open_source
+from fedmutual.data.fingerprint import FILE, Fingerprint, fingerprint, refuse_changed, write_fingerprints
 from fedmutual.device import dtype_of, pick_device
 from fedmutual.diffusion import make_process
 from fedmutual.errors import UserError
@@ -84,7 +84,7 @@ def _train(message: Message, context: Context) -> Message:
     peers = _peers(message.content, order, config, player.network, initial, limit)
     store = Store(store_root(config), order["run"], y)
     with store.locked(config.federation.timeout):
-        know_again(store, y, own_fingerprint(config, y, device))
+        keep_fingerprint(store, y, own_fingerprint(config, y, device))
         numbers = store.restore(player, attempt, round_, checkpointed)
         if not numbers and order["reported"]:
             raise LostState(f"this client's state of round {order['reported']} is gone: restore its store")
@@ -178,11 +178,11 @@ def own_fingerprint(config: RunConfig, y: int, device: torch.device) -> Fingerpr
     return fingerprint(own_data(config, y, device).train)
 
 
-def know_again(store: Store, y: int, now: Fingerprint) -> None:
+def keep_fingerprint(store: Store, y: int, now: Fingerprint) -> None:
     """Keep the fingerprint of what this client trains on with its state, and compare with what was kept.
 
     Raises:
-        UserError: the data have changed since the run began; what of them is said in the client's own log alone.
+        UserError: the data have changed since the run began; only the client's own log says how.
     """
     try:
         refuse_changed(store.folder, {y: now}, [])
@@ -190,7 +190,7 @@ def know_again(store: Store, y: int, now: Fingerprint) -> None:
         log(ERROR, "%s", error)
         raise UserError("this client's data have changed since the run began: its own log says more") from None
     if not (store.folder / FILE).exists():
-        write_atomic(store.folder / FILE, fingerprints_text({y: now}).encode())
+        write_fingerprints(store.folder, {y: now})
 
 
 def _peers(

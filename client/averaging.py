@@ -15,7 +15,7 @@ from torch import nn
 
 from client.app import class_of, node_settings, own_data
 from fedmutual.config import RunConfig
-from fedmutual.data.source import num_classes
+from fedmutual.data import num_classes
 from fedmutual.device import dtype_of, pick_device
 from fedmutual.diffusion import make_process
 from fedmutual.learning.held_out import held_out_loss

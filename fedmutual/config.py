@@ -6,11 +6,12 @@ defaults are the `digits` federation, but for `local-steps`, which a server of s
 """
 
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import MappingProxyType
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 from pydantic.fields import FieldInfo
 
 from fedmutual.errors import UserError
@@ -22,8 +23,20 @@ def _integers(text: str) -> str:
     return text
 
 
-Positive = Annotated[int, Field(ge=1)]
-Count = Annotated[int, Field(ge=0)]
+def _whole(value: Any) -> Any:
+    """A whole number that was written as 1e3 or 0x10: after `-s` that is text, since it might name a file."""
+    if not isinstance(value, str):
+        return value
+    with suppress(ValueError):
+        return int(value, 0)
+    with suppress(ValueError):
+        return float(value)
+    return value
+
+
+Whole = Annotated[int, BeforeValidator(_whole)]
+Positive = Annotated[Whole, Field(ge=1)]
+Count = Annotated[Whole, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Greater = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -116,7 +129,7 @@ class Diffusion(Group):
 
     title = "Diffusion"
     process: Literal["ddpm", "ou"] = Field("ddpm", description="linear-beta DDPM or Ornstein-Uhlenbeck")
-    steps: Annotated[int, Field(ge=2)] = Field(100, alias="diffusion-steps", description="number of training times")
+    steps: Annotated[Whole, Field(ge=2)] = Field(100, alias="diffusion-steps", description="number of training times")
     horizon: Greater = Field(2.0, description="T of the Ornstein-Uhlenbeck process")
     stop: Greater = Field(1e-3, description="time at which its reversal stops")
     parametrisation: Parametrisation = Field(
@@ -390,7 +403,7 @@ _METHODS = {"tau": "cbdm", "proximal-mu": "fedprox"}
 def refuse_without_effect(
     config: RunConfig, given: Mapping[str, Any], methods: Mapping[str, "RunConfig"] = MappingProxyType({})
 ) -> None:
-    """Refuse settings that would change nothing, where a run is started; an earlier run is read as it is.
+    """Refuse settings that would change nothing, where a run is started; an earlier run is read and resumed as it is.
 
     given: the settings that a person gave beyond a preset's; where those are not known, all whose value is not the
     default. methods: those of a comparison, and what their settings are; an effect on one of them is enough.
@@ -398,6 +411,8 @@ def refuse_without_effect(
     Raises:
         UserError: names the setting, what takes its effect away, and what to do.
     """
+    if config.federation.resume:
+        return
     for key, value in given.items():
         if key in _METHODS and _METHODS[key] not in methods:
             raise UserError(f"{key} = {value} has an effect on the method {_METHODS[key]} alone: leave {key} out")

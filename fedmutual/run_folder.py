@@ -2,6 +2,7 @@
 
     config.toml         the settings, resolved
     run.json            `RunFacts`: what is known of the run and is no setting
+    data.json           fingerprints of what each class trained on, by `fedmutual.data.fingerprint`
     history.jsonl       a `HistoryLine` for each round and class
     checkpoints/        networks after a round, round-000012.safetensors
     samples/            samples.npz, and a PNG grid of each class
@@ -44,7 +45,7 @@ from numpy.typing import NDArray
 
 from fedmutual.checkpoint import load, load_newest, save, write_atomic, writing
 from fedmutual.config import RunConfig
-from fedmutual.data.source import class_names
+from fedmutual.data import class_names
 from fedmutual.errors import UserError
 from fedmutual.methods import DATA
 from fedmutual.records import Network
@@ -67,7 +68,7 @@ KEPT_CHECKPOINTS = 2
 
 @cache
 def _disk_names(record: type["Record"]) -> Mapping[str, str]:
-    """{name on disk: name of the field}: `class_` stands for the key "class", which Python keeps for itself."""
+    """{name on disk: name of the field}: `class_` is the field of the key "class", a word that Python reserves."""
     names = (one.name for one in dataclasses.fields(record) if one.name != "more")
     return MappingProxyType({name.removesuffix("_"): name for name in names})
 
@@ -140,8 +141,8 @@ def _number(name: str, value: Any) -> None:
 class HistoryLine(Record):
     """What became of one class in one round.
 
-    status: ok, idle (not asked), error, rejected or missing (no reply in time), and the reason in words; step: gradient
-    steps that the class's client has taken in all; loss, mutual term and gradient norm: means over the round's steps;
+    status: ok, idle (not asked), error, rejected or missing (no reply in time); reason: why it is not ok; step:
+    gradient steps of the class's client so far; loss, mutual term and gradient norm: means over the round's steps;
     held_out: the loss on samples kept from training; seconds: of gradient steps; round_seconds: of the whole round;
     count: the class's training samples, where clients share it. None where a value was not measured.
     """
@@ -180,8 +181,9 @@ class RunFacts(Record):
     """What run.json tells; None where the run has not got so far, or its method has no such thing.
 
     run: the identity that clients file their state under; attempt: how often the server began; data: what the method
-    does with the data, a key of `DATA`; training_counts: samples of each class; clients_at_once: that trained in
-    parallel; overhead: wall time of the rounds over that of the gradient steps alone; extractor: what measured it.
+    does with the data, a key of `DATA`; preset: the name of the one that it was started from; training_counts: samples
+    of each class; clients_at_once: how many trained in parallel; overhead: wall time of the rounds over that of the
+    gradient steps alone; extractor: the network in whose features it was measured.
     """
 
     name: str
@@ -191,6 +193,7 @@ class RunFacts(Record):
     attempt: int | None = None
     status: str | None = None
     data: str | None = None
+    preset: str | None = None
     training_counts: Sequence[int] | None = None
     shape: Sequence[int] | None = None
     parameters: int | None = None
@@ -409,7 +412,7 @@ class RunWriter:
         return read_facts(self.folder)
 
     def append(self, lines: Iterable[Mapping[str, Any]]) -> None:
-        """Add a round's lines to the history, for good before the round's checkpoint is.
+        """Add a round's lines to the history; they are on the disk before the round's checkpoint is written.
 
         Raises:
             Unwritable: the disk is full; a resumed run leaves out what a line has lost.
@@ -601,7 +604,7 @@ def read_audit(folder: Path, classes: int) -> list[AuditRow]:
         raise
     except (ValueError, KeyError, TypeError):
         again = f"fedmutual audit {path.parent}"
-        raise UserError(f"{path} does not hold the rows of an audit: run `{again}` anew") from None
+        raise UserError(f"{path} does not hold the rows of an audit: run `{again}` again") from None
     return rows
 
 
@@ -660,6 +663,6 @@ def versions() -> dict[str, str]:
 
 
 def hardware() -> str:
-    """The server's processor and GPU, in words."""
+    """The server's processor and GPU, on one line."""
     gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
     return f"{platform.machine()} {sys.platform}, {len(os.sched_getaffinity(0))} CPU cores{gpu}"

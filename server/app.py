@@ -12,7 +12,7 @@ from flwr.serverapp import Grid, ServerApp
 
 from fedmutual.checkpoint import Unwritable
 from fedmutual.config import RunConfig, beyond_defaults, refuse_without_effect
-from fedmutual.data.source import num_classes, sample_shape
+from fedmutual.data import num_classes, sample_shape
 from fedmutual.errors import UserError
 from server.bank import Bank
 from server.intake import guarded
@@ -58,7 +58,7 @@ def refuse_relative(config: RunConfig) -> None:
 def round_in_words(rows: list[dict[str, Any]], config: RunConfig, simulated: bool = False) -> str:
     """One line on a round: how many got through, the worst class, and local-steps if start-up outweighs training.
 
-    Simulated clients share this machine's cores and are not started anew, so that for them it tells no more.
+    Simulated clients share this machine's cores and are not started anew, so that for them the line ends there.
     """
     done = [row for row in rows if row["status"] == "ok"]
     text = f"round {rows[0]['round']} of {config.rounds}: {len(done)} of {len(rows)} classes"

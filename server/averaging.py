@@ -16,7 +16,7 @@ from flwr.serverapp.strategy import FedAvg, FedProx
 from torch import Tensor
 
 from fedmutual.config import RunConfig
-from fedmutual.data.source import num_classes, sample_shape
+from fedmutual.data import num_classes, sample_shape
 from fedmutual.networks import build_conditional
 from fedmutual.records import size_of
 from fedmutual.run_folder import SHARED, HistoryLine, NetworkOfRound

@@ -36,7 +36,7 @@ FILLED = 0.5
 
 
 PATIENCE = 3
-"""Trials in a row without an answer from everybody after which there is no telling how long a round takes."""
+"""Trials in a row without an answer of every client, after which the run fails."""
 
 
 def settle(grid: Grid, run: Run, roster: Roster) -> Run:

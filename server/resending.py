@@ -15,7 +15,7 @@ from server.flower import CLIENT_DIED, SIMULATED_CLIENT_DIED, GridOver
 from server.roster import Roster
 
 SENDINGS = 4
-"""How often an order is sent while the client's process dies over it: memory may be short for good."""
+"""How often an order is sent while the client's process dies over it: memory may be too short for it each time."""
 
 PAUSE = 5.0
 """Seconds before a simulated client is sent its order again, twice as many each time: Ray has to start a process."""

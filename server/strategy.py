@@ -108,7 +108,7 @@ class MutualLearning(Strategy):
         return _line(round_, y, "ok", "") | {"bytes_up": received} | measured
 
     def _judge(self, rows: list[dict[str, Any]], first: bool) -> None:
-        """Stop a run in which nobody gets anywhere: at once in an attempt's first round, else after `PATIENCE`."""
+        """Stop a run in which no reply is accepted: at once in an attempt's first round, else after `PATIENCE`."""
         if any(row["status"] == "ok" for row in rows):
             self.fruitless = 0
             return

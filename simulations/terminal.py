@@ -1,4 +1,4 @@
-"""How far a command is, for a person who waits."""
+"""The terminal: a progress bar, and a console that prints names as they are."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager

@@ -8,7 +8,7 @@ import torch
 from flwr.app import Message, MessageType
 
 from fedmutual.baselines.central_igd import central_igd
-from fedmutual.data.source import ClassData
+from fedmutual.data import ClassData
 from fedmutual.device import dtype_of
 from fedmutual.diffusion import make_process
 from fedmutual.learning.igd import local_steps
@@ -135,7 +135,7 @@ def test_nothing_but_networks_and_listed_numbers_leaves_a_client(small):
     assert len(grid.replies) == 10 + 2 * 10
 
 
-def test_counts_are_told_only_on_request(small, tmp_path):
+def test_counts_are_told_only_on_request(small):
     grid = LocalGrid(range(10))
     federate(small(share_counts=True), grid)
     told = {r.content["numbers"]["class"]: r.content["numbers"]["count"] for r in grid.replies[10:20]}

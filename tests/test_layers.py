@@ -1,6 +1,7 @@
 """Data flows one way: a room imports only from those above it, and only a few may know Flower, clients and servers."""
 
 import ast
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -37,6 +38,9 @@ ARROWS = {
     "simulations.upkeep": {"fedmutual", "client", "server", "simulations.engine", "simulations.deployment"},
 }
 """The rooms that a room of `simulations` may import, beside itself; `cli` may import all of them."""
+
+RUN_FEDERATIONS = {f"simulations.{room}" for room in ("engine", "experiments", "deployment", "upkeep")}
+"""The rooms that may import clients and servers."""
 
 FILES = sorted(path for top in ("fedmutual", "client", "server", "simulations") for path in (ROOT / top).rglob("*.py"))
 
@@ -85,6 +89,23 @@ def test_a_room_of_simulations_imports_only_along_its_arrows(path):
         room = room_of(module)
         if floor_of(module) is not None and room != room_of(name_of(path)):
             assert room in allowed or room.split(".")[0] in allowed & {"fedmutual"}, f"{path} imports {module}"
+
+
+def test_only_rooms_that_run_federations_know_clients_and_servers():
+    for path in FILES:
+        if room_of(name_of(path)) not in {"client", "server", *RUN_FEDERATIONS}:
+            assert {room_of(module) for module in imports(path)}.isdisjoint({"client", "server"}), path
+
+
+def test_no_module_is_imported_by_one_that_it_imports():
+    """Inside a room too, and whether at the top of a file or in a function: else the sorter raises CycleError."""
+    modules = {name_of(path): path for path in FILES}
+
+    def imported(path):
+        ours = {module if module in modules else module.rpartition(".")[0] for module in imports(path)}
+        return (ours & modules.keys()) - {name_of(path)}
+
+    TopologicalSorter({name: imported(path) for name, path in modules.items()}).prepare()
 
 
 def test_every_file_has_a_floor():

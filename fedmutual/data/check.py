@@ -4,7 +4,8 @@ from typing import NamedTuple
 
 from fedmutual.config import Data
 from fedmutual.data.fingerprint import Fingerprint
-from fedmutual.data.source import Source, open_source
+from fedmutual.data.opening import open_source
+from fedmutual.data.source import Source
 from fedmutual.errors import UserError
 
 

@@ -1,14 +1,15 @@
-"""By what a run knows its data again: a fingerprint of the samples that each class trained on, whatever their order."""
+"""How a run recognises its data: a fingerprint of the samples that each class trains on, whatever their order."""
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from torch import Tensor
 
+from fedmutual.checkpoint import write_atomic
 from fedmutual.errors import UserError
 
 FILE = "data.json"
@@ -23,27 +24,32 @@ class Fingerprint(NamedTuple):
 
 
 def fingerprint(samples: Tensor) -> Fingerprint:
-    """Of samples `[n, *dims]`; in float64 they have the fingerprint that they have in float32."""
+    """The fingerprint of samples `[n, *dims]`; the same for samples in float64 as for the same ones in float32."""
     return combined(mark(sample) for sample in samples.float().cpu())
 
 
 def mark(sample: Tensor) -> bytes:
-    """Of one sample, float32 on the CPU."""
+    """16 bytes that mark one sample, float32 on the CPU, by its values."""
     return hashlib.blake2b(np.ascontiguousarray(sample.numpy()).tobytes(), digest_size=16).digest()
 
 
 def combined(marks: Iterable[bytes]) -> Fingerprint:
-    """Of a class, from its samples' marks."""
+    """The fingerprint of a class, from the marks of its samples."""
     ordered = sorted(marks)
     return Fingerprint(len(ordered), hashlib.sha256(b"".join(ordered)).hexdigest()[:32])
 
 
-def fingerprints_text(fingerprints: dict[int, Fingerprint]) -> str:
-    """What `FILE` holds."""
-    return json.dumps({str(y): own._asdict() for y, own in fingerprints.items()}, indent=1)
+def write_fingerprints(folder: Path, fingerprints: Mapping[int, Fingerprint]) -> None:
+    """Keep {class: fingerprint of what it trains on} in a run folder, or in a client's store.
+
+    Raises:
+        Unwritable: the disk is full, or the folder forbidden.
+    """
+    content = {str(y): own._asdict() for y, own in fingerprints.items()}
+    write_atomic(folder / FILE, json.dumps(content, indent=1).encode())
 
 
-def refuse_changed(folder: Path, now: dict[int, Fingerprint], names: Sequence[str]) -> None:
+def refuse_changed(folder: Path, now: Mapping[int, Fingerprint], names: Sequence[str]) -> None:
     """Compare with the fingerprints in `folder`; a folder without them, of an earlier version, is taken as it is.
 
     Raises:
@@ -60,13 +66,9 @@ def refuse_changed(folder: Path, now: dict[int, Fingerprint], names: Sequence[st
         then = before.get(y, own)
         if then == own:
             continue
-        what = (
-            f"{own.size} training samples, and {then.size}"
-            if own.size != then.size
-            else f"{own.size} training samples, and other ones"
-        )
+        had = str(then.size) if own.size != then.size else "others"
         name = names[y] if y < len(names) else y
         raise UserError(
-            f"the data have changed since this run was trained: class {name} has {what} then, so "
-            "that training and test samples would mix: restore the data as they were, or train a new run"
+            f"the data have changed since this run was trained: class {name} has {own.size} training samples and had "
+            f"{had}, so that training and test samples would mix: restore the data as they were, or train a new run"
         )

@@ -5,12 +5,17 @@ label-distribution-aware margin loss*): n_y = head * ratio^(y / (K - 1)), rounde
 """
 
 import math
+import sys
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
+from fedmutual.config import Data
 from fedmutual.errors import UserError
+
+UNLIMITED = sys.maxsize
+"""As many samples as anybody asks for."""
 
 
 def counts(
@@ -50,6 +55,16 @@ def counts(
         shares = [ratio ** (y / max(classes - 1, 1)) for y in range(classes)]
     # 100 * 0.29 is 28.999...96 in floating point; the nominal count is 29.
     return [max(1, math.floor(head * share + 1e-9)) for share in shares]
+
+
+def counts_of(data: Data, available: Sequence[int]) -> list[int]:
+    """`counts` by the settings."""
+    return counts(available, data.imbalance, data.imbalance_ratio, data.head_count, explicit_counts(data))
+
+
+def explicit_counts(data: Data) -> list[int]:
+    """The setting `counts` as numbers; none where it is empty."""
+    return [int(count) for count in data.counts.split(",")] if data.counts else []
 
 
 def _checked(explicit: list[int], available: Sequence[int]) -> list[int]:

@@ -9,8 +9,9 @@ import numpy as np
 from torch import Tensor
 
 from fedmutual.config import Data
+from fedmutual.data.files import FileSource
 from fedmutual.data.fingerprint import mark
-from fedmutual.data.source import FileSource, open_source
+from fedmutual.data.opening import open_source
 from fedmutual.errors import UserError
 
 FIRST = 8

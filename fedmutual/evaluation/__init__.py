@@ -11,12 +11,11 @@ from fedmutual.evaluation.metrics import (
     precision_recall,
     summarise,
 )
-from fedmutual.evaluation.registry import COUNTS, DISTANCES, LARGER_IS_WORSE, METRICS, Metric, in_order, name_in
+from fedmutual.evaluation.registry import COUNTS, DISTANCES, METRICS, Metric, in_order, name_in
 
 __all__ = [
     "COUNTS",
     "DISTANCES",
-    "LARGER_IS_WORSE",
     "METRICS",
     "ClassSummary",
     "Metric",

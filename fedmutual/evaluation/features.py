@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from fedmutual.checkpoint import CheckpointError, load, save
 from fedmutual.config import RunConfig
-from fedmutual.data.source import class_names, open_source, sample_shape
+from fedmutual.data import class_names, open_source, sample_shape
 from fedmutual.errors import UserError
 from fedmutual.evaluation.metrics import Array, frechet_distance, inception_score, set_metrics
 from fedmutual.evaluation.registry import Space, name_in

@@ -119,8 +119,6 @@ METRICS = {metric.name: metric for metric in (*_distances(), *_shares(), *_other
 DISTANCES = tuple(name for name, metric in METRICS.items() if metric.distance)
 """The headline is the first of these that every arm has: distances in features lead wherever an extractor was set."""
 
-LARGER_IS_WORSE = frozenset(name for name, metric in METRICS.items() if metric.larger_is_worse)
-
 COUNTS = ("n_reference", "n_generated")
 """Beside the metrics: how many real and generated samples they rest on."""
 

@@ -85,7 +85,7 @@ def conditional_steps(
     """`config.local_steps` steps on the pool, in place. Randomness: (seed, "all", round, "steps").
 
     Raises:
-        Diverged: at the first step whose loss or gradient is not finite; the player is then spoilt.
+        Diverged: at the first step whose loss or gradient is not finite; the player cannot be used any more.
         UserError: draws = fixed, which knows one class's samples only.
     """
     if config.optimiser.draws == "fixed":

@@ -57,7 +57,7 @@ def local_steps(
 
     Raises:
         UserError: no number of steps is given.
-        Diverged: at the first step whose loss or gradient is not finite; the player is then spoilt.
+        Diverged: at the first step whose loss or gradient is not finite; the player cannot be used any more.
     """
     if not config.local_steps:
         raise UserError(NO_STEPS)

@@ -18,7 +18,7 @@ random-feature analysis.
 """
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
@@ -180,10 +180,6 @@ class Game:
         response = torch.linalg.solve(self.hessian, coupling).flatten(-3, -2)
         eigenvalues: Tensor = torch.linalg.eigvals(response)
         return eigenvalues.abs().amax(-1)
-
-    def with_beta(self, beta: Tensor) -> "Game":
-        """The same game at another beta, `[*batch, K]`."""
-        return replace(self, beta=beta)
 
 
 def stack(A: Tensor) -> Tensor:

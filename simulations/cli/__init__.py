@@ -1,1 +1,1 @@
-"""`fedmutual`: what a person types."""
+"""The command line, `fedmutual`."""

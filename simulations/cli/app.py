@@ -1,4 +1,4 @@
-"""`fedmutual`: what a person types."""
+"""`fedmutual`: its commands in panels, and how each ends: an exit code, and one line for an error."""
 
 import io
 import os

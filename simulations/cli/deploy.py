@@ -10,7 +10,7 @@ from fedmutual.config import RunConfig
 from fedmutual.settings import parse_assignments
 from simulations.cli.options import AsJson, Settings
 from simulations.cli.presets import read_preset
-from simulations.cli.tables import _print_json
+from simulations.cli.tables import print_json
 from simulations.terminal import console, progress
 
 
@@ -18,7 +18,7 @@ def doctor(
     preset: Annotated[str | None, typer.Argument()] = None,
     settings: Settings = None,
     connection: Annotated[
-        str | None, typer.Option(help="Of Flower's config.toml: check its certificates and its SuperLink too.")
+        str | None, typer.Option(help="Name in Flower's config.toml: check its certificates and its SuperLink too.")
     ] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -28,16 +28,15 @@ def doctor(
     """
     config = RunConfig.of(read_preset(preset) if preset else {}, parse_assignments(settings or []))
 
-    from server.flower import read_connection
     from simulations.deployment.doctor import checks
 
-    todo, rows = checks(config, read_connection(connection) if connection else None), []
+    todo, rows = checks(config, connection), []
     with progress("checking", len(todo), "checks") as advance:
         for done, check in enumerate(todo, 1):
             rows += [finding.row() for finding in check()]
             advance(done)
     if as_json:
-        _print_json(rows)
+        print_json(rows)
     else:
         table = Table("check", "", "what was seen", box=None, padding=(0, 2, 0, 0))
         for row in rows:

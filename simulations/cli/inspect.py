@@ -13,7 +13,7 @@ from rich.table import Table
 from fedmutual.errors import UserError
 from fedmutual.settings import parse_assignments
 from simulations.cli.options import AsJson, Here, RunFolder, RunFolders, Settings, Which
-from simulations.cli.tables import _print_json, _print_wide, print_metrics
+from simulations.cli.tables import print_json, print_metrics, print_wide
 from simulations.terminal import console, progress
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def report(
 
 
 def evaluate(run: RunFolder, which: Which = "last", settings: Settings = None, as_json: AsJson = False) -> None:
-    """Draw samples of a run's checkpoint anew and measure them; rewrites its metrics, samples and report.
+    """Draw samples of a run's checkpoint again and measure them; rewrites its metrics, samples and report.
 
     Settings that say how to measure may change, such as extractor, samples or sampler, and stay with the run; data-path
     and device say where it is measured, and hold for this command alone.
@@ -100,7 +100,7 @@ def steps(
     with progress("sampling", 100, "%") as advance:
         rows = comparison.rows(advance)
     if as_json:
-        return _print_json(rows)
+        return print_json(rows)
     metric = rows[-3]["metric"]  # in features, where there are any
     shown = [(metric, "worst"), (metric, "mean"), ("from-full", "mean")]
     table = Table("sampler", "steps", "seconds", "of full", box=None, padding=(0, 2, 0, 0))
@@ -128,7 +128,7 @@ def peers(runs: RunFolders, which: Which = "last", settings: Here = None, as_jso
             print(f"{run}:")
             console().print(*tables(of_run), sep="\n")
     if as_json:
-        _print_json(rows)
+        print_json(rows)
 
 
 def audit(
@@ -161,7 +161,7 @@ def audit(
             console().print(table(of_run))
             print(control(of_run))
     if as_json:
-        return _print_json(rows)
+        return print_json(rows)
     print("These are the attacks that were tried: a low number is no proof of privacy.")
 
 
@@ -203,7 +203,7 @@ def one_by_one(advance: Callable[[int], None]) -> Callable[[int], None]:
 
 
 def write_page(runs: list[Path], out: Path, as_json: bool) -> None:
-    from simulations.cli.tables import comparison_table
+    from simulations.cli.comparison import comparison_table
     from simulations.report.comparison import comparison
     from simulations.report.missing import missing_classes
     from simulations.report.page import write_report
@@ -215,12 +215,12 @@ def write_page(runs: list[Path], out: Path, as_json: bool) -> None:
     for one in missing_classes(arms_of(read_runs(runs))):
         print(f"class {one.name} of {one.run} has no measure: {one.reason}", file=sys.stderr)
     if as_json:
-        return _print_json(rows)
+        return print_json(rows)
     arms = len({row["arm"] for row in rows})
     if arms < 3:
         print_metrics(rows)
     if arms > 2 or (arms > 1 and any(row["seeds"] > 1 for row in rows)):
-        _print_wide(comparison_table(rows))
+        print_wide(comparison_table(rows))
     print(f"report: {page}")
 
 

@@ -1,10 +1,8 @@
-"""The presets: where they lie and how they are read."""
+"""The presets: where they lie and how they are read; and the settings that a command starts from."""
 
-import json
 from pathlib import Path
 from typing import Any
 
-from fedmutual.checkpoint import write_atomic
 from fedmutual.errors import UserError
 from fedmutual.settings import read_settings
 
@@ -30,10 +28,10 @@ def read_preset(name: str) -> dict[str, Any]:
 
 
 def record_preset(folder: Path, name: str) -> None:
-    """Name the preset in the run.json of a run folder, which the report then names as its subject."""
-    path = folder / "run.json"
-    facts = json.loads(path.read_text(encoding="utf-8"))
-    write_atomic(path, json.dumps({**facts, "preset": Path(name).stem}, indent=1).encode())
+    """Name the preset in the facts of the run in `folder`; the report then names it as its subject."""
+    from fedmutual.run_folder import change_facts
+
+    change_facts(folder, preset=Path(name).stem)
 
 
 def settings_of_run(folder: Path) -> dict[str, Any]:
@@ -42,6 +40,8 @@ def settings_of_run(folder: Path) -> dict[str, Any]:
     Raises:
         UserError: there is no run in `folder`.
     """
-    if not (folder / "config.toml").exists():
+    from fedmutual.run_folder import CONFIG, holds_run
+
+    if not holds_run(folder):
         raise UserError(f"{folder} holds no run to resume: name the folder that an earlier run wrote")
-    return read_settings(folder / "config.toml")
+    return read_settings(folder / CONFIG)

@@ -1,22 +1,18 @@
-"""Tables and JSON rows, as commands print them."""
+"""Tables and JSON rows, as commands print them. Every command imports this, so that it imports nothing heavy."""
 
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.table import Table
-from rich.text import Text
 
-from fedmutual.methods import DATA
-from simulations.report.comparison import SUMMARIES, headline, signed
-from simulations.report.words import NOTHING, interval_parts, size
 from simulations.terminal import console
 
 WIDE = 132
 """Characters that the widest table needs."""
 
 
-def _print_bench(rows: list[dict[str, Any]]) -> None:
+def print_bench(rows: list[dict[str, Any]]) -> None:
     """The rows of one part; a column for each number they have."""
     shown = {
         "classes": ("classes", "{:d}"),
@@ -37,7 +33,7 @@ def _print_bench(rows: list[dict[str, Any]]) -> None:
     for row in rows:
         cells = [style.format(row[key]) for key, (_, style) in columns.items()]
         table.add_row(row["network"], str(row["batch"]), str(row["peers"]), *cells)
-    _print_wide(table)
+    print_wide(table)
 
 
 def print_metrics(rows: list[dict[str, Any]]) -> None:
@@ -60,7 +56,7 @@ def print_metrics(rows: list[dict[str, Any]]) -> None:
     for y, name in shown.items():
         cells = [values.get((arm, metric, y)) for metric in metrics for arm in arms]
         table.add_row(name, str(counts.get(y, "")), *("" if value is None else f"{value:.3g}" for value in cells))
-    _print_wide(table)
+    print_wide(table)
 
 
 def print_rows(rows: Sequence[Mapping[str, Any]]) -> None:
@@ -71,52 +67,11 @@ def print_rows(rows: Sequence[Mapping[str, Any]]) -> None:
     console().print(table)
 
 
-def _print_wide(table: Table) -> None:
-    """Its columns are numbers, which a narrow terminal may fold and a table may not."""
+def print_wide(table: Table) -> None:
+    """A table of numbers, never narrower than `WIDE`: a narrow terminal may fold its lines, but not its columns."""
     console(WIDE).print(table)
 
 
-def _print_json(rows: Sequence[Mapping[str, Any]]) -> None:
+def print_json(rows: Sequence[Mapping[str, Any]]) -> None:
+    """What a command prints with --json: one object, {"rows": [...]}."""
     print(json.dumps({"rows": rows}))
-
-
-def comparison_table(rows: Sequence[dict[str, Any]]) -> Table:
-    """The rows of `comparison` for a terminal: an arm a line, the headline metric, differences for the worst class."""
-    metric = headline({row["arm"]: {other["metric"] for other in rows if other["arm"] == row["arm"]} for row in rows})
-    of_metric = {(row["arm"], row["class"]): row for row in rows if row["metric"] == metric}
-    arms = {row["arm"]: row for row in rows}
-    names = {row["class"]: row["name"] for row in rows if row["class"] in SUMMARIES}
-    shown = [of for of in SUMMARIES if of in names]
-    versus = [name for name in ("isolated", "pooled") if any(row[f"versus_{name}"] is not None for row in rows)]
-    tail = "rarest" if "rarest" in names else "worst"
-    leaks = any(row["leakage"] is not None for row in rows)
-    title = metric and f"{metric}, ± half the 95 % interval" + (
-        ", vs for the worst class, paired by seed" if versus else ""
-    )
-    table = Table(box=None, padding=(0, 2, 0, 0), title=title)
-    table.add_column("arm", no_wrap=True, min_width=max(map(len, [*arms, *DATA.values()])))
-    for head in [*(names[of] for of in shown), *(f"vs {name}" for name in versus)]:
-        table.add_column(head, justify="right")
-    if leaks:
-        table.add_column(f"AUC {names[tail]}", justify="right")
-    table.add_column("bytes", justify="right")
-    group = None
-    for label, row in arms.items():
-        if row["data"] != group and len({arm["data"] for arm in arms.values()}) > 1:
-            table.add_row(Text(DATA[row["data"]], style="bold"))
-        group = row["data"]
-        values = [of_metric.get((label, of)) for of in shown]
-        cells = [_narrow(value["mean"], value["ci95"]) if value else NOTHING for value in values]
-        worst, leaking = of_metric.get((label, "worst"), {}), of_metric.get((label, tail), {})
-        cells += [signed(worst.get(f"versus_{name}"), worst.get(f"versus_{name}_ci95"), _narrow) for name in versus]
-        if leaks:
-            leakage = leaking.get("leakage")
-            cells.append(NOTHING if leakage is None else _narrow(leakage, leaking["leakage_ci95"]))
-        table.add_row(label, *cells, size(row["bytes"]))
-    return table
-
-
-def _narrow(value: float, half: float | None) -> str:
-    """8.75 ±0.36: a narrow column breaks before the ±, and not after it."""
-    middle, width = interval_parts(value, half)
-    return f"{middle} ±{width}" if width else middle

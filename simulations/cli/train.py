@@ -18,7 +18,7 @@ from fedmutual.settings import parse_assignments
 from simulations.cli.inspect import measure, train_extractor, write_page
 from simulations.cli.options import AsJson, Preset, Settings
 from simulations.cli.presets import PRESETS, read_preset, record_preset, settings_of_run
-from simulations.cli.tables import _print_json
+from simulations.cli.tables import print_json
 from simulations.terminal import console, progress
 
 if TYPE_CHECKING:
@@ -146,7 +146,7 @@ def extractor(
     path = out or Path("extractors") / f"{Path(preset).stem}-{config.seed}.safetensors"
     facts, sentence = train_extractor(Training(config, path, pick_device(config.compute)), quiet=True)
     if as_json:
-        return _print_json([facts])
+        return print_json([facts])
     print(sentence)
 
 
@@ -161,7 +161,7 @@ def presets(as_json: AsJson = False) -> None:
         ]
         rows.append({"preset": path.stem, "about": " ".join(words), "file": str(path)})
     if as_json:
-        return _print_json(rows)
+        return print_json(rows)
     table = Table("preset", "what it is", box=None, padding=(0, 2, 1, 0))
     for row in rows:
         table.add_row(row["preset"], row["about"])
@@ -173,13 +173,12 @@ def settings(
     markdown: Annotated[bool, typer.Option("--markdown", help="Print the page docs/settings.md.")] = False,
 ) -> None:
     """List every setting, its default and what it does."""
-    defaults = RunConfig().settings()
     rows = [
-        {"group": group, "setting": key, "default": defaults[key], "about": field.description}
+        {"group": group, "setting": key, "default": field.default, "about": field.description}
         for group, key, field in RunConfig.documented()
     ]
     if as_json:
-        return _print_json(rows)
+        return print_json(rows)
     if markdown:
         return print(settings_page(rows), end="")
     table = Table("setting", "default", "what it does", box=None)
@@ -231,7 +230,7 @@ def inspect(
             {"class": y, "name": name, **{part: counts[y] for part, counts in overview.counts.items()}}
             for y, name in enumerate(overview.names)
         ]
-        return _print_json(rows)
+        return print_json(rows)
     table = Table("class", *overview.counts, "", box=None, padding=(0, 2, 0, 0))
     largest = max(overview.counts["train"])
     for y, name in enumerate(overview.names):

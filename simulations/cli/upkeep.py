@@ -10,7 +10,7 @@ from fedmutual.config import RunConfig
 from fedmutual.settings import parse_assignments
 from simulations.cli.options import AsJson, Settings
 from simulations.cli.presets import read_preset
-from simulations.cli.tables import _print_bench, _print_json, print_rows
+from simulations.cli.tables import print_bench, print_json, print_rows
 from simulations.terminal import progress
 
 
@@ -39,9 +39,9 @@ def bench(
     with progress("timing", 100, "%") as advance:
         rows = run(configs, parts or ["step"], lambda share: advance(int(100 * share)))
     if as_json:
-        return _print_json(rows)
+        return print_json(rows)
     for name in dict.fromkeys(row["name"] for row in rows):
-        _print_bench([row for row in rows if row["name"] == name])
+        print_bench([row for row in rows if row["name"] == name])
 
 
 def soak(
@@ -61,7 +61,7 @@ def soak(
     with progress("soaking", rounds, "rounds") as advance:
         accounts, memory, wrong = run(rounds, folder, cpus, lambda rows: advance(rows[0]["round"]))
     if as_json:
-        _print_json([*accounts, *memory])
+        print_json([*accounts, *memory])
     else:
         for rows in (accounts, memory):
             print_rows(rows)

@@ -15,7 +15,7 @@ import numpy as np
 from rich.table import Table
 
 from fedmutual.errors import UserError
-from fedmutual.run_folder import read_history
+from fedmutual.run_folder import holds_run, read_history
 from simulations.deployment.loopback import Deployment, DeploymentFailed
 from simulations.terminal import console, progress
 
@@ -48,7 +48,7 @@ def demo(out: Path) -> None:
         UserError: `out` holds a run.
         DeploymentFailed: a process did not do its part.
     """
-    if (out / "config.toml").exists():
+    if holds_run(out):
         raise UserError(f"{out} already holds a run: remove it, or name another folder")
     signal.signal(signal.SIGINT, interrupt)
     signal.signal(signal.SIGTERM, interrupt)

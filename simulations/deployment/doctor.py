@@ -32,13 +32,13 @@ from packaging.requirements import Requirement
 import client.store
 from client.app import store_root
 from fedmutual.config import RunConfig
-from fedmutual.data.check import check as read_all
-from fedmutual.data.source import num_classes, sample_shape
+from fedmutual.data import check as read_all
+from fedmutual.data import num_classes, sample_shape
 from fedmutual.device import pick_device
 from fedmutual.errors import UserError
 from fedmutual.networks import build
 from fedmutual.run_folder import KEPT_CHECKPOINTS, run_folder
-from server.flower import CLOCK_AHEAD, CLOCK_BEHIND, ENVIRONMENT, Connection
+from server.flower import CLOCK_AHEAD, CLOCK_BEHIND, ENVIRONMENT, Connection, read_connection
 from simulations.deployment.loopback import executable
 
 SOON = timedelta(days=30)
@@ -58,18 +58,25 @@ class Finding:
     remedy: str = ""
 
     def row(self) -> dict[str, str]:
-        """As a row of the table, and of `--json`."""
+        """As a row of the table, and of `--json`, where `mend` is the key that scripts know."""
         return {"check": self.check, "verdict": self.verdict, "seen": self.seen, "mend": self.remedy}
 
 
 Check = Callable[[], Iterable[Finding]]
 
 
-def checks(config: RunConfig, connection: Connection | None) -> list[Check]:
-    """The checks of this machine, for a run with these settings and, unless None, over that connection."""
+def checks(config: RunConfig, name: str | None) -> list[Check]:
+    """The checks of this machine, for a run with these settings.
+
+    Unless None, `name` is a connection in Flower's config.toml, which is checked too.
+
+    Raises:
+        UserError: there is no such connection.
+    """
     here: list[Check] = [python, packages, partial(gpu, config), environment, partial(data, config)]
-    if connection is None:
+    if name is None:
         return [*here, partial(disk, config)]
+    connection = read_connection(name)
     return [*here, partial(disks, config), partial(authority, connection), partial(superlink, connection)]
 
 
@@ -169,9 +176,8 @@ def data(config: RunConfig) -> Iterable[Finding]:
 
 def disk(config: RunConfig) -> Iterable[Finding]:
     """Room for a simulation, whose run folder holds the clients' states too."""
-    return _room(
-        config, {"run folder": (Path(config.federation.out or "runs"), lambda: _checkpoints(config) + _states(config))}
-    )
+    place = Path(config.federation.out or "runs")
+    return _room({"run folder": (place, lambda: _checkpoints(config) + _states(config))})
 
 
 def disks(config: RunConfig) -> Iterable[Finding]:
@@ -180,10 +186,10 @@ def disks(config: RunConfig) -> Iterable[Finding]:
         "store": (store_root(config), lambda: _states(config) // num_classes(config.data)),
         "run folder": (run_folder(config).parent, lambda: _checkpoints(config)),
     }
-    return _room(config, places)
+    return _room(places)
 
 
-def _room(config: RunConfig, places: dict[str, tuple[Path, Callable[[], int]]]) -> Iterable[Finding]:
+def _room(places: dict[str, tuple[Path, Callable[[], int]]]) -> Iterable[Finding]:
     for check, (path, need) in places.items():
         folder = path.expanduser().absolute()
         folder = next(place for place in (folder, *folder.parents) if place.exists())
@@ -196,7 +202,7 @@ def _room(config: RunConfig, places: dict[str, tuple[Path, Callable[[], int]]]) 
             remedy = f"make it writable for this user, or choose another with {'store' if check == 'store' else 'out'}"
             yield Finding(check, "wrong", f"{path} cannot be written: {error.strerror}", remedy)
         except UserError as error:
-            yield Finding(check, "warning", f"no telling how much room is needed: {error}", "give the run's settings")
+            yield Finding(check, "warning", f"how much room is needed is not known: {error}", "give the run's settings")
         else:
             seen = f"{path}: {_size(free)} free, {_size(needed)} needed"
             enough = free > needed
@@ -224,7 +230,7 @@ def _checkpoints(config: RunConfig) -> int:
 
 
 def _size(count: int) -> str:
-    """A number of bytes in words."""
+    """A number of bytes with its unit: 1.5 MB."""
     size = float(count)
     for unit in ("B", "kB", "MB", "GB"):
         if size < 1000:
@@ -370,7 +376,7 @@ def _clock(connection: Connection, host: str, port: int) -> Finding:
     date = asked.getresponse().getheader("Date")
     asked.close()
     if not date:
-        return Finding("clock", "warning", "the SuperLink does not tell its time", "compare the clocks by hand")
+        return Finding("clock", "warning", "the SuperLink does not report its time", "compare the clocks by hand")
     # A header has whole seconds: half of one is what it hides on average.
     ahead = (began + time.time()) / 2 - parsedate_to_datetime(date).timestamp() - 0.5
     words = f"{abs(ahead):.0f} s {'ahead of' if ahead > 0 else 'behind'} the SuperLink's"

@@ -1,4 +1,4 @@
-"""A deployed federation on one machine: SuperLink and SuperNodes as processes of their own, TLS and keys as in earnest.
+"""A deployed federation on one machine: SuperLink and SuperNodes as processes, with TLS and keys.
 
 The demo and the tests start it; `with Deployment(folder) as federation:` leaves no process behind, whatever
 happens inside. Its processes are known by an environment variable that they hand on to their children.
@@ -160,7 +160,7 @@ class Deployment:
                     said = self.log_of(name).strip().splitlines() or ["nothing"]
                     raise DeploymentFailed(f"{name} ended with code {process.returncode}: {said[-1]}")
             if time.monotonic() > deadline:
-                raise DeploymentFailed(f"waited {seconds:.0f} s in vain for this: {what}")
+                raise DeploymentFailed(f"this has not happened within {seconds:.0f} s: {what}")
             time.sleep(every)
 
     def stop(self) -> None:

@@ -15,19 +15,19 @@ from server.flower import Views, record_of, views_of
 
 _REFERENCE = "_lent_as"
 _putter = ThreadPoolExecutor(1, "lending")
-"""Puts records into the store, one at a time. Ray keeps notes of what it pickles by thread: after a put in the midst of
-an order it would hold the references of that order for ever."""
+"""Puts records into the store, one at a time. Ray keeps notes of what it pickles by thread: after a put while it
+pickles an order it would hold the references of that order for ever."""
 
 
 def lend_records() -> None:
     """From now on this process gives Ray, which has to run, a record by reference.
 
-    What clients send back is pickled as ever: each network once.
+    What clients send back is pickled as usual: each network once.
     """
-    register_serializer(ArrayRecord, serializer=_lend, deserializer=_borrow)
+    register_serializer(ArrayRecord, serializer=lend, deserializer=borrow)
 
 
-def _lend(record: ArrayRecord) -> "ray.ObjectRef[Views]":
+def lend(record: ArrayRecord) -> "ray.ObjectRef[Views]":
     """What stands for `record` in an order. The store holds it for as long as the record, an order or a client does."""
     return _putter.submit(_put, record).result()
 
@@ -39,6 +39,6 @@ def _put(record: ArrayRecord) -> "ray.ObjectRef[Views]":
     return reference
 
 
-def _borrow(reference: "ray.ObjectRef[Views]") -> ArrayRecord:
+def borrow(reference: "ray.ObjectRef[Views]") -> ArrayRecord:
     """The record, whose bytes are read where they lie in the store."""
     return record_of(ray.get(reference))

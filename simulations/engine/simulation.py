@@ -26,11 +26,9 @@ from flwr.serverapp import Grid, ServerApp
 from flwr.simulation import run_simulation
 
 from client.app import app as client_app
-from fedmutual.checkpoint import write_atomic
 from fedmutual.config import RunConfig
-from fedmutual.data.check import check
-from fedmutual.data.fingerprint import FILE, fingerprints_text, refuse_changed
-from fedmutual.data.source import num_classes
+from fedmutual.data import check, num_classes
+from fedmutual.data.fingerprint import refuse_changed, write_fingerprints
 from fedmutual.device import pick_device
 from fedmutual.errors import UserError
 from fedmutual.learning.igd import NO_STEPS
@@ -98,10 +96,9 @@ class Simulation(Generic[P]):
         self.counts, self.notices = checked.source.counts, checked.notices
         if config.federation.resume:
             refuse_changed(run_folder(config), checked.fingerprints, checked.source.names)
-        self.prepared = app.prepare(config, _for_clients(config, bool(self.gpus)))
+        self.prepared = app.prepare(config, settings_for_clients(config, bool(self.gpus)))
         if not config.federation.resume:
-            text = fingerprints_text(checked.fingerprints)
-            write_atomic(self.journal.folder / FILE, text.encode())
+            write_fingerprints(self.journal.folder, checked.fingerprints)
 
     @property
     def journal(self) -> Journal:
@@ -152,7 +149,7 @@ class Simulation(Generic[P]):
                 raise RunFailed(f"Flower's simulation failed: {innermost(error)}") from error
 
 
-def _for_clients(config: RunConfig, has_gpus: bool) -> dict[str, str]:
+def settings_for_clients(config: RunConfig, has_gpus: bool) -> dict[str, str]:
     """Settings of a simulation's clients: where they are, and on what they run.
 
     Their processes do not work in the user's folder, so that every path they are sent is absolute.

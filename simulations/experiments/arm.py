@@ -1,4 +1,4 @@
-"""The methods of a comparison, and one *arm* of it: a method, trained on one seed into an ordinary run folder."""
+"""One *arm* of a comparison: a method, trained on one seed into an ordinary run folder, measured and audited."""
 
 import shutil
 import time
@@ -9,10 +9,9 @@ from typing import Any
 import torch
 
 from fedmutual.baselines import Rows
-from fedmutual.checkpoint import write_atomic
 from fedmutual.config import RunConfig
 from fedmutual.data import ClassData, Source, open_source
-from fedmutual.data.fingerprint import FILE, fingerprint, fingerprints_text
+from fedmutual.data.fingerprint import fingerprint, write_fingerprints
 from fedmutual.device import dtype_of, pick_device
 from fedmutual.methods import METHODS
 from fedmutual.run_folder import (
@@ -109,8 +108,7 @@ def _train_here(method: str, train: Baseline, config: RunConfig, folder: Path, o
     data = _load(source, config, device)
     writer = RunWriter(folder)
     writer.create(config, method, source.shape, 0, training_counts=source.counts)
-    fingerprints = {y: fingerprint(part.train) for y, part in enumerate(data)}
-    write_atomic(folder / FILE, fingerprints_text(fingerprints).encode())
+    write_fingerprints(folder, {y: fingerprint(part.train) for y, part in enumerate(data)})
     writer.write_settings(config)
     writer.write_run(status="running")
     began = last = time.monotonic()

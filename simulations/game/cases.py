@@ -114,7 +114,7 @@ def _finite(text: str) -> float:
 
 def _kind(default: object) -> str:
     if isinstance(default, tuple):
-        return "numbers parted by commas"
+        return "numbers with commas between them"
     return "a whole number" if isinstance(default, int) else "a number"
 
 

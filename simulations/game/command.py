@@ -1,9 +1,8 @@
-"""`fedmutual game PRESET`: the theory played exactly, as rows, figures and a page that says what holds."""
+"""`fedmutual game PRESET`: plays the theory exactly, writes its page, and prints tables and claims."""
 
 import json
-import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from datetime import datetime
 from itertools import accumulate
 from pathlib import Path
@@ -11,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from jinja2 import Environment, FileSystemLoader
 from rich.console import Console
 from rich.table import Table
 
@@ -21,25 +19,13 @@ from simulations.game import claims, pictures
 from simulations.game.cases import Case, Preset, Settings, preset
 from simulations.game.claims import Claim, Results
 from simulations.game.dynamics import Curve, benchmark, local_step_curves, nash_curves, peer_curves, slopes, stability
-from simulations.game.pictures import Picture
+from simulations.game.page import Report, Row, finite, shown_number, tables_of, write
 from simulations.game.play import ALONE, BOLD, SIMILAR, Measured, at, auto, draw, measure
 from simulations.game.world import World
 from simulations.terminal import progress
 
-Row = dict[str, Any]
 DYNAMICS_SEEDS = 20
 """Games behind the figures of approach; their intervals are narrow, and a long descent costs most of the time."""
-
-
-@dataclass(frozen=True)
-class Report:
-    """What a run measured. `about` says what was played; `health`: (what, its worst value over all networks)."""
-
-    about: str
-    rows: list[Row]
-    claims: list[Claim]
-    pictures: list[Picture]
-    health: list[tuple[str, float]]
 
 
 def run(name: str, seeds: int | None, settings: Settings, out: Path | None) -> Report:
@@ -194,57 +180,6 @@ def _dynamics(
     return rows, claims.nash_rate(gaps, case.label), gaps, approach
 
 
-def write(report: Report, name: str, seeds: int, settings: Settings, out: Path) -> Path:
-    """rows.json and the self-contained report.html under `out`."""
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "rows.json").write_text(json.dumps({"rows": _finite(report.rows)}, indent=1), encoding="utf-8")
-    environment = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True)
-    environment.filters["number"] = _shown
-    page = environment.get_template("report.html").render(
-        name=name,
-        seeds=seeds,
-        report=report,
-        settings=asdict(settings),
-        tables=_tables(report.rows),
-        flaws=report.health,
-    )
-    path = out / "report.html"
-    path.write_text(page, encoding="utf-8")
-    return path
-
-
-def _shown(value: float | None) -> str:
-    """Three decimals, three digits for what has diverged, nothing for what there is not."""
-    if value is None or not math.isfinite(value):
-        return ""
-    return f"{value:.3f}" if abs(value) < 1000 else f"{value:.2e}"
-
-
-def _tables(rows: list[Row]) -> list[dict[str, Any]]:
-    """One table for each case and way of learning: a line an arm, a column a class."""
-    tables: dict[tuple[str, str, str], dict[str, dict[str, Row]]] = {}
-    for row in rows:
-        tables.setdefault((row["case"], row["learning"], row["metric"]), {}).setdefault(row["method"], {})[
-            row["class"]
-        ] = row
-    shown = []
-    for (case, learning, metric), lines in tables.items():
-        classes = list(dict.fromkeys(label for line in lines.values() for label in line))
-        paper = any(row["paper"] is not None for line in lines.values() for row in line.values())
-        shown.append(
-            {"case": case, "learning": learning, "metric": metric, "classes": classes, "lines": lines, "paper": paper}
-        )
-    return shown
-
-
-def _finite(rows: list[Row]) -> list[Row]:
-    """JSON has no nan: null stands for a number that diverged, as for an interval that one seed cannot give."""
-    return [
-        {key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in row.items()}
-        for row in rows
-    ]
-
-
 def command(name: str, seeds: int | None, settings: list[str], out: Path | None, as_json: bool) -> None:
     """What `fedmutual game` does: play, write the report, print tables and claims, or rows as JSON."""
     chosen = Settings.parse(settings)
@@ -254,10 +189,10 @@ def command(name: str, seeds: int | None, settings: list[str], out: Path | None,
     folder = out or Path("runs") / f"game-{name}-{datetime.now():%Y%m%d-%H%M%S}"
     report = run(name, seeds, chosen, folder)
     if as_json:
-        print(json.dumps({"rows": _finite(report.rows)}))
+        print(json.dumps({"rows": finite(report.rows)}))
         return
     console = Console()
-    for table in _tables(report.rows):
+    for table in tables_of(report.rows):
         _print_table(console, table)
     for claim in report.claims:
         console.print(f"[bold]{claim.verdict}[/bold]: {claim.claim}. {claim.sentence}", highlight=False)
@@ -276,8 +211,8 @@ def _print_table(console: Console, table: dict[str, Any]) -> None:
 
 
 def _with_interval(row: Row) -> str:
-    interval = _shown(row["ci95"])
-    return _shown(row["mean"]) + (f" ± {interval}" if interval else "")
+    interval = shown_number(row["ci95"])
+    return shown_number(row["mean"]) + (f" ± {interval}" if interval else "")
 
 
 def _print_bench(rows: list[Row], as_json: bool) -> None:

@@ -117,7 +117,7 @@ def _gain(arms: Comparison, ours: Arm, metric: str) -> str:
     }
     parts = [text.format(listing(verdicts[kind])) for kind, text in kinds.items() if kind in verdicts]
     if not parts:
-        return "Whether mutual learning gains anything is not known, as there is no other arm to hold it against."
+        return "Whether mutual learning gains anything is not known, as there is no other arm to compare it with."
     return f"For the worst class, mutual learning ({ours.label}) {'; it '.join(parts)}."
 
 

@@ -1,4 +1,4 @@
-"""Arms compared: means over seeds, paired differences to isolated and to pooled training, leakage, and the answer."""
+"""Arms compared in numbers: means over seeds, paired differences to isolated and to pooled training, leakage, costs."""
 
 import math
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence

@@ -21,7 +21,7 @@ from simulations.report.missing import missing_classes
 from simulations.report.samples import samples
 from simulations.report.tables import FEW, head_of
 from simulations.report.training import curves
-from simulations.report.words import duration, number
+from simulations.report.words import duration
 from simulations.runs.arms import Arm, arms_of
 from simulations.runs.folder import read_runs
 
@@ -64,7 +64,6 @@ def _template() -> jinja2.Template:
     )
     environment.filters |= {
         "duration": duration,
-        "number": number,
         "commands": _commands,
         "known_metric": METRICS.__getitem__,
     }

@@ -4,12 +4,12 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
+from fedmutual.methods import DATA
 from simulations.report import figures
 from simulations.report.comparison import Comparison, Of
 from simulations.report.tables import rarest_first, samples_behind
 from simulations.report.words import estimated, size
 from simulations.runs.arms import Arm
-from simulations.runs.folder import DATA
 
 
 @dataclass(frozen=True)

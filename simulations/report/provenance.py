@@ -33,8 +33,8 @@ def title(runs: Sequence[Run]) -> str:
 
 
 def _name(run: Run) -> str:
-    if run.facts.get("preset"):
-        return str(run.facts["preset"])
+    if run.facts.preset:
+        return str(run.facts.preset)
     own = run.settings.get("data") in ("npz", "folder")
     data = str(run.settings.get("data-path") or "").rstrip("/").rpartition("/")[2] if own else ""
     return (data.removesuffix(".npz") if data else "") or run.name
@@ -93,7 +93,7 @@ def runs_table(arms: Sequence[Arm]) -> Table:
 
 
 def environments(arms: Sequence[Arm]) -> dict[str, list[str]]:
-    """{hardware and versions in words: the runs on it}."""
+    """{hardware and versions as one sentence: the runs on it}."""
     runs: dict[str, list[str]] = {}
     for name, run in titled_runs(arms):
         versions = ", ".join(f"{package} {version}" for package, version in (run.facts.get("versions") or {}).items())

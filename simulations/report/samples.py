@@ -10,12 +10,12 @@ import numpy as np
 from markupsafe import Markup
 from PIL import Image
 
+from fedmutual.run_folder import read_samples
 from simulations.report import figures
 from simulations.report.comparison import training_counts
 from simulations.report.tables import FEW, head_of
 from simulations.report.training import sharing
 from simulations.runs.arms import Arm
-from simulations.runs.folder import read_samples
 from simulations.runs.sampling import sheet
 
 Panel = tuple[str, Markup]

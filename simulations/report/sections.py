@@ -6,7 +6,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from fedmutual.evaluation import LARGER_IS_WORSE
+from fedmutual.evaluation import METRICS
 from fedmutual.evaluation.intervals import Estimate
 from simulations.report.comparison import Comparison, Of, signed
 from simulations.report.missing import measured
@@ -129,11 +129,11 @@ def _compared(arms: Comparison, metric: str, of: Of, worst_names: Sequence[str] 
     values = [arms.value(arm, metric, of) for arm in arms.arms]
     notes = list(worst_names) if of == "worst" else [""] * len(values)
     notes = [
-        note if value else _missing_note(arms, arm, metric, of)
+        note if value else _missing_note(arm, metric, of)
         for note, value, arm in zip(notes, values, arms.arms, strict=True)
     ]
     known = [value.mean for value in values if value]
-    best = (min if metric in LARGER_IS_WORSE else max)(known) if len(known) > 1 else None
+    best = (min if metric in METRICS and METRICS[metric].larger_is_worse else max)(known) if len(known) > 1 else None
     if best is not None and known.count(best) > 1:
         best = None
     return [
@@ -142,7 +142,7 @@ def _compared(arms: Comparison, metric: str, of: Of, worst_names: Sequence[str] 
     ]
 
 
-def _missing_note(arms: Comparison, arm: Arm, metric: str, of: Of) -> str:
+def _missing_note(arm: Arm, metric: str, of: Of) -> str:
     if isinstance(of, int):
         return "" if any(measured(run, of) for run in arm.runs) else "missing"
     return "a class is missing" if of in ("worst", "mean") and arm.summaries(metric) else ""

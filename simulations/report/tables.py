@@ -7,11 +7,11 @@ from typing import Any
 from markupsafe import Markup
 
 from fedmutual.evaluation.intervals import Estimate
+from fedmutual.methods import DATA
 from simulations.report.comparison import Comparison, Of
 from simulations.report.line_charts import swatch
 from simulations.report.words import NOTHING, interval_parts, whole
 from simulations.runs.arms import Arm
-from simulations.runs.folder import DATA
 
 FEW = 4
 """So many arms stand side by side as columns; more of them are rows, and details are folded."""

@@ -6,10 +6,11 @@ from statistics import mean
 
 from markupsafe import Markup
 
+from fedmutual.methods import DATA
 from simulations.report.line_charts import Axis, Series, line_chart, rounds_axis, value_axis
 from simulations.report.tables import FEW, head_of
 from simulations.runs.arms import Arm
-from simulations.runs.folder import CURVES, DATA
+from simulations.runs.folder import CURVES
 
 Points = list[tuple[float, float]]
 

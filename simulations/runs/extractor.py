@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from fedmutual.config import RunConfig
-from fedmutual.data.source import open_source
+from fedmutual.data import open_source
 from fedmutual.device import pick_device
 from fedmutual.evaluation.features import Training
 

@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
+from fedmutual.data import open_source
 from fedmutual.data.fingerprint import refuse_changed
-from fedmutual.data.source import open_source
 from fedmutual.device import dtype_of, pick_device
 from fedmutual.diffusion import make_process
 from fedmutual.errors import UserError
@@ -24,7 +24,7 @@ from simulations.runs.sampling import draw
 SAMPLERS = ("ddpm", "ddim", "dpm-solver++")
 
 
-class Seen(NamedTuple):
+class Drawn(NamedTuple):
     """Samples of a class and, with an extractor, their features."""
 
     samples: Tensor
@@ -63,11 +63,11 @@ class FewSteps:
             raise UserError(f"--steps {','.join(map(str, wrong))}: give numbers from 1 to {config.diffusion.steps - 1}")
         self.plan = [("ddpm", config.diffusion.steps), *((sampler, count) for count in steps for sampler in SAMPLERS)]
         self.shape = run_shape(run)[0]
-        self.seeds, self.see = seeds, run_extractor(config)
+        self.seeds, self.extractor = seeds, run_extractor(config)
         self.round, self.networks = class_networks(run, which, pick_device(config.compute))
         source = open_source(config.data, config.seed, keep=True)
         refuse_changed(run, source.fingerprints(), source.names)
-        self.real = self.seen({y: source.test(y) for y in self.networks})
+        self.real = self.with_features({y: source.test(y) for y in self.networks})
 
     def rows(self, on_percent: Callable[[int], None] = lambda done: None) -> list[dict[str, Any]]:
         """Seconds and distances, full sampling first.
@@ -78,7 +78,7 @@ class FewSteps:
         distance (in features where there are any) to what full sampling drew with another seed. It takes no test
         image, so that a sampler may be chosen by it; full sampling's own is what two draws of it differ by.
         """
-        full: list[dict[int, Seen]] = []
+        full: list[dict[int, Drawn]] = []
         rows: list[dict[str, Any]] = []
         for turn, (sampler, count) in enumerate(self.plan):
             drawn, seconds = [], []
@@ -86,7 +86,7 @@ class FewSteps:
                 began = time.perf_counter()
                 samples = self.draw(sampler, count, seed)
                 seconds.append(time.perf_counter() - began)
-                drawn.append(self.seen(samples))
+                drawn.append(self.with_features(samples))
                 on_percent(100 * (turn * self.seeds + seed + 1) // (len(self.plan) * self.seeds))
             full = full or drawn
             by_seed = [self.distances(own, full[seed - 1]) for seed, own in enumerate(drawn)]
@@ -114,17 +114,17 @@ class FewSteps:
             drawn[y] = draw(network, process, shape, config.measuring.samples, config, noise).cpu().float()
         return drawn
 
-    def seen(self, samples: dict[int, Tensor]) -> dict[int, Seen]:
-        return {y: Seen(own, self.see(own) if self.see else None) for y, own in samples.items()}
+    def with_features(self, samples: dict[int, Tensor]) -> dict[int, Drawn]:
+        return {y: Drawn(own, self.extractor(own) if self.extractor else None) for y, own in samples.items()}
 
-    def distances(self, own: dict[int, Seen], full: dict[int, Seen]) -> dict[str, list[float]]:
+    def distances(self, own: dict[int, Drawn], full: dict[int, Drawn]) -> dict[str, list[float]]:
         """{metric: a distance for each class}."""
-        real, see = self.real, self.see
+        real, extractor = self.real, self.extractor
         by_metric = {"fd": [frechet_distance(own[y].samples, real[y].samples) for y in own]}
-        if see:
+        if extractor:
             features = [{y: one.features for y, one in side.items() if one.features} for side in (own, real, full)]
-            by_metric[see.name("fd")] = [see.frechet(features[0][y], features[1][y]) for y in own]
-            by_metric["from-full"] = [see.frechet(features[0][y], features[2][y]) for y in own]
+            by_metric[extractor.name("fd")] = [extractor.frechet(features[0][y], features[1][y]) for y in own]
+            by_metric["from-full"] = [extractor.frechet(features[0][y], features[2][y]) for y in own]
         else:
             by_metric["from-full"] = [frechet_distance(own[y].samples, full[y].samples) for y in own]
         return by_metric

@@ -9,7 +9,6 @@ from typing import Any, cast
 
 from fedmutual.errors import UserError
 from fedmutual.evaluation import COUNTS
-from fedmutual.methods import DATA
 from fedmutual.run_folder import (
     ALL,
     CONFIG,
@@ -22,11 +21,8 @@ from fedmutual.run_folder import (
     read_facts,
     read_history,
     read_metrics,
-    read_samples,
 )
 from fedmutual.settings import read_settings
-
-__all__ = ["CURVES", "DATA", "Run", "find_runs", "read_run", "read_runs", "read_samples"]
 
 CURVES = ("held_out", "loss", "mutual", "grad_norm")
 """Quantities of the history that have a value for each round and class."""
@@ -61,7 +57,7 @@ class Run:
 
     @property
     def data(self) -> str:
-        """What its method does with the data, a key of `DATA`; a run of a federation need not say it."""
+        """What its method does with the data, a key of `methods.DATA`; a run of a federation need not record it."""
         return self.facts.data or "stays"
 
     @cached_property

@@ -1,4 +1,4 @@
-"""What a run yields: its networks, samples of every class, and the metrics of those samples."""
+"""How a run is measured: samples of every class against the test part, in data space and in features."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from fedmutual.config import RunConfig
+from fedmutual.data import Source, open_source
 from fedmutual.data.fingerprint import refuse_changed
-from fedmutual.data.source import Source, open_source
 from fedmutual.device import pick_device
 from fedmutual.errors import UserError
 from fedmutual.evaluation import COUNTS, class_metrics, summarise
@@ -35,7 +35,7 @@ MEASURING = ("samples", "sampler", "sampling-steps", "clip-samples", "extractor"
 
 
 def change_measuring(folder: Path, changes: dict[str, Any], here: Mapping[str, Any] = NOTHING_ELSE) -> None:
-    """Change settings of `MEASURING` in a run's config.toml; `here` as `run_config`.
+    """Change settings of `MEASURING` in a run's config.toml, with whole paths; `here` as `run_config`.
 
     Raises:
         UserError: other settings, values that their checks refuse, or an extractor that does not fit.
@@ -43,6 +43,8 @@ def change_measuring(folder: Path, changes: dict[str, Any], here: Mapping[str, A
     trained = [key for key in changes if key not in MEASURING]
     if trained:
         raise UserError(f"{trained[0]} is no setting of measuring: what may change is {', '.join((*MEASURING, *HERE))}")
+    if changes.get("extractor"):
+        changes = {**changes, "extractor": str(Path(str(changes["extractor"])).expanduser().absolute())}
     config = RunConfig.of(run_config(folder, here).settings(), changes)
     run_extractor(config)
     change_settings(folder, RunConfig.of(read_settings(folder / CONFIG), changes))

@@ -11,7 +11,7 @@ from torch import nn
 from fedmutual.baselines.memory import Memory
 from fedmutual.checkpoint import CheckpointError
 from fedmutual.config import RunConfig
-from fedmutual.data.source import sample_shape
+from fedmutual.data import sample_shape
 from fedmutual.device import dtype_of
 from fedmutual.diffusion import make_process
 from fedmutual.errors import UserError

@@ -9,8 +9,8 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from fedmutual.config import Parametrisation
+from fedmutual.data import open_source
 from fedmutual.data.fingerprint import fingerprint, refuse_changed
-from fedmutual.data.source import open_source
 from fedmutual.device import dtype_of, pick_device
 from fedmutual.diffusion import make_process
 from fedmutual.diffusion.process import Process

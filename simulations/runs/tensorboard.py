@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from fedmutual.errors import UserError
-from simulations.runs.folder import CURVES, Run, read_runs, read_samples
+from fedmutual.run_folder import read_samples
+from simulations.runs.folder import CURVES, Run, read_runs
 from simulations.runs.sampling import sheet
 
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from fedmutual.config import RunConfig
-from fedmutual.data.source import num_classes, sample_shape
+from fedmutual.data import num_classes, sample_shape
 from fedmutual.device import dtype_of, pick_device
 from fedmutual.diffusion import make_process
 from fedmutual.diffusion.process import expand
@@ -49,7 +49,7 @@ OnShare = Callable[[float], None]
 
 
 def bench(configs: Sequence[RunConfig], parts: Sequence[str], on_share: OnShare = lambda share: None) -> list[Row]:
-    """The rows of `parts`, for every one of `configs`; `on_share` hears which share of the work is done.
+    """The rows of `parts`, for every one of `configs`; `on_share` takes the share that is done.
 
     Every row has {name, network, batch, peers, seconds, bare_seconds, ratio}; those of a part have more.
 

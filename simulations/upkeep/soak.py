@@ -25,7 +25,7 @@ from flwr.serverapp import Grid
 
 from client.app import class_of, hello, train
 from fedmutual.config import RunConfig
-from fedmutual.data.source import num_classes
+from fedmutual.data import num_classes
 from fedmutual.records import unpack_order
 from fedmutual.run_folder import read_history
 from fedmutual.seeds import derive
@@ -58,7 +58,7 @@ FAULTS = {
     "late": (0.001, "missing"),
     "lost": (0.001, "missing"),
 }
-"""{what befalls a reply: (share of all replies, its status in the history)}."""
+"""{fault of a reply: (share of all replies, its status in the history)}."""
 
 ALONE = ("killed", "late", "lost")
 """Faults that last longer than a round, and come one at a time."""
@@ -102,7 +102,7 @@ client.query()(hello)
 
 @client.train()
 def struck(message: Message, context: Context) -> Message:
-    """A round of the real client, and what befalls it."""
+    """A round of the real client, with the fault that the plan has for it."""
     order = unpack_order(message.content)
     settings, classes = order["settings"], int(context.node_config["num-partitions"])
     place = (order["round"], class_of(context))
@@ -113,7 +113,7 @@ def struck(message: Message, context: Context) -> Message:
     reply = train(message, context)
     context.state.update(reply.content)
     mark = Path(settings["store"]) / f"killed-{place}"
-    if fault == "killed" and not mark.exists():  # once: the server sends the order anew
+    if fault == "killed" and not mark.exists():  # once: the server sends the order again
         mark.touch()
         os.kill(os.getpid(), signal.SIGKILL)
     if fault == "late":

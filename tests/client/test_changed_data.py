@@ -40,7 +40,7 @@ def test_a_client_whose_data_have_changed_says_so_and_no_more(small, tmp_path, c
     last = read_history(Path(config.federation.out))[-1]
     assert "data have changed since the run began: its own log says more" in last["reason"]
     assert "14" not in last["reason"]
-    assert "class 0 has 14 training samples, and 15 then" in caplog.text
+    assert "class 0 has 14 training samples and had 15" in caplog.text
 
     np.savez(path, images=images)
     federate(again, alone(path, store))

@@ -129,6 +129,13 @@ def test_a_number_is_a_number_however_it_is_written(text, value):
     assert RunConfig.of(parse_assignments([f"learning-rate={text}"])).optimiser.learning_rate == value
 
 
+@pytest.mark.parametrize(("text", "value"), [("1e3", 1000), ("0x10", 16), ("1_000", 1000), ("007", 7), ("20.0", 20)])
+def test_a_whole_number_is_one_however_it_is_written(text, value):
+    assert RunConfig.of(parse_assignments([f"local-steps={text}"])).local_steps == value
+    with pytest.raises(UserError, match=r"setting local-steps = 1\.5: input should be a valid integer"):
+        RunConfig.of(parse_assignments(["local-steps=1.5"]))
+
+
 @pytest.mark.parametrize(
     ("settings", "tail"),
     [
@@ -185,6 +192,13 @@ def test_no_preset_has_a_setting_without_effect(path):
     config = RunConfig.of(read_settings(path))
     refuse_without_effect(config, beyond_defaults(config))
     refuse_without_effect(config, read_settings(path))
+
+
+def test_a_run_that_an_earlier_version_began_goes_on_with_the_settings_that_it_accepted():
+    config = RunConfig.of({"exchange": "mean", "beta-rule": "constant", "scarcity": 5.0})
+    with pytest.raises(UserError):
+        refuse_without_effect(config, beyond_defaults(config))
+    refuse_without_effect(config.but(resume=True), beyond_defaults(config))
 
 
 def test_features_drawn_once_for_all_may_be_averaged():

@@ -204,7 +204,7 @@ def test_a_strategy_is_started_and_called_as_ever():
     assert "train_config" in started
     for averaging in (FedAvg, FedProx):
         assert issubclass(averaging, Strategy)
-        assert {"min_train_nodes", "min_available_nodes"} <= set(inspect.signature(FedAvg).parameters)
+        assert {"min_train_nodes", "min_available_nodes"} <= set(inspect.signature(averaging).parameters)
 
 
 def test_a_grid_over_another_one_passes_everything_on():

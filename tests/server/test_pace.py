@@ -89,7 +89,7 @@ def test_a_round_stays_within_the_timeout(small, hasty, caplog):
         (lambda reply: reply.content.pop("numbers"), "holds no numbers"),
     ],
 )
-def test_seconds_that_cannot_be_are_left_aside(small, hasty, caplog, change, says):
+def test_seconds_that_cannot_be_are_left_aside(small, hasty, change, says):
     def fault(order, reply):
         if reply.has_content() and "numbers" in reply.content and order.content["order"]["attempt"] == 1:
             change(reply)

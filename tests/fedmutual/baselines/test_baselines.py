@@ -11,7 +11,7 @@ from fedmutual.baselines.isolated import train_alone
 from fedmutual.baselines.pooled import pooled
 from fedmutual.baselines.reweighted import reweighted
 from fedmutual.baselines.shared_igd import peer_mean, shared_igd
-from fedmutual.data.source import ClassData
+from fedmutual.data import ClassData
 from fedmutual.device import dtype_of
 from fedmutual.diffusion import make_process
 from fedmutual.diffusion.sampling import sample

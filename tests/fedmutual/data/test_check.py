@@ -10,7 +10,7 @@ from PIL import Image
 
 from fedmutual.config import RunConfig
 from fedmutual.data import check, open_source
-from fedmutual.data.fingerprint import FILE, fingerprint, fingerprints_text, refuse_changed
+from fedmutual.data.fingerprint import FILE, fingerprint, refuse_changed, write_fingerprints
 from fedmutual.errors import UserError
 
 RNG = np.random.default_rng(0)
@@ -92,7 +92,7 @@ def test_a_fingerprint_knows_samples_and_no_order():
 def test_changed_data_are_refused_in_one_line(tmp_path, change):
     config = folder(tmp_path / "data")
     before = check(config.data, config.seed)
-    (tmp_path / FILE).write_text(fingerprints_text(before.fingerprints))
+    write_fingerprints(tmp_path, before.fingerprints)
     refuse_changed(tmp_path, check(config.data, config.seed).fingerprints, before.source.names)
     place = tmp_path / "data" / "malignant"
     if change == "removed":

@@ -26,9 +26,8 @@ from torch import Tensor
 
 from fedmutual import data
 from fedmutual.config import RunConfig
-from fedmutual.data import long_tail
+from fedmutual.data import long_tail, opening
 from fedmutual.data import npz as archives
-from fedmutual.data import source as sources
 from fedmutual.data.mixtures import MIXTURES
 from fedmutual.errors import UserError
 from tests.support.data import load_class, load_test, load_unseen, training_counts
@@ -39,15 +38,15 @@ def config(**changes) -> RunConfig:
 
 
 def num_classes(settings: RunConfig) -> int:
-    return sources.num_classes(settings.data)
+    return opening.num_classes(settings.data)
 
 
 def class_names(settings: RunConfig) -> list[str]:
-    return sources.class_names(settings.data)
+    return opening.class_names(settings.data)
 
 
 def sample_shape(settings: RunConfig) -> tuple[int, ...]:
-    return sources.sample_shape(settings.data)
+    return opening.sample_shape(settings.data)
 
 
 def npz(path: Path, **changes) -> RunConfig:
@@ -468,7 +467,7 @@ def test_a_client_reaches_its_own_class_and_nothing_else(tmp_path):
 
 def test_no_module_remembers_samples(tmp_path):
     modules = [sys.modules[name] for name in sys.modules if name.split(".")[0] == "fedmutual"]
-    assert sources in modules
+    assert opening in modules
     assert data in modules
     for settings in every_source(tmp_path):
         load_class(settings, 0)

@@ -11,7 +11,7 @@ import ray
 from server.roster import RunFailed
 from simulations.engine import cluster
 from simulations.engine.cluster import innermost, new_folder, own_ray
-from simulations.engine.simulation import Simulation, _for_clients
+from simulations.engine.simulation import Simulation, settings_for_clients
 from tests.support.federation import SMALL
 
 pytestmark = pytest.mark.xdist_group("ray")
@@ -41,7 +41,7 @@ def test_data_and_store_are_where_they_were_named_from(small, tmp_path, monkeypa
     """Clients do not work in the folder of the user, so that a relative path would mean another place to them."""
     monkeypatch.chdir(tmp_path)
     config = small(store="states", out="run", data="npz", data_path="data.npz", classes=2, shape="1,8,8")
-    chosen = _for_clients(config, has_gpus=True)
+    chosen = settings_for_clients(config, has_gpus=True)
     assert chosen["store"] == str(tmp_path / "states")
     assert chosen["data-path"] == str(tmp_path / "data.npz")
 

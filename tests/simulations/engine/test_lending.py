@@ -8,7 +8,7 @@ from flwr.app import Array, ArrayRecord, RecordDict
 from ray.util import deregister_serializer
 
 from fedmutual.records import pack_network, unpack_network
-from simulations.engine.lending import _lend, lend_records
+from simulations.engine.lending import lend, lend_records
 
 pytestmark = pytest.mark.xdist_group("lending")  # its fixtures are made once
 
@@ -49,7 +49,7 @@ def test_a_record_is_stored_once_however_many_orders_carry_it_and_another_apart(
     client = Client.remote()
     for _ in range(3):
         ray.get(client.receive.remote(RecordDict({"peer-1": record})))
-    assert _lend(record) == _lend(record) != _lend(other)
+    assert lend(record) == lend(record) != lend(other)
 
 
 def test_nothing_is_kept_in_the_store_once_its_orders_are_done(store):
@@ -59,8 +59,8 @@ def test_nothing_is_kept_in_the_store_once_its_orders_are_done(store):
     for records in ([pack_network(NETWORK) for _ in range(3)], [lent], [lent, pack_network(NETWORK)]):
         order = RecordDict({f"peer-{number}": record for number, record in enumerate(records, 1)})
         ray.get(client.receive.remote(order))
-        held |= {_lend(record).hex() for record in records}
-    kept = _lend(lent).hex()
+        held |= {lend(record).hex() for record in records}
+    kept = lend(lent).hex()
     del records, order
     assert left_of(held, expected={kept}) == {kept}
     del lent
@@ -81,6 +81,6 @@ def left_of(held, expected):
 
 def test_a_record_stays_whole_where_it_is_lent_from(store):
     record = pack_network(NETWORK)
-    _lend(record)
+    lend(record)
     assert record == pack_network(NETWORK)
     assert all(isinstance(array, Array) and isinstance(array.data, bytes) for array in record.values())

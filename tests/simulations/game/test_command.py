@@ -14,9 +14,10 @@ from fedmutual.theory.moments import denoising_losses
 from simulations.cli.app import app
 from simulations.game import claims
 from simulations.game.cases import PRESETS, Settings, geometric_counts, preset
-from simulations.game.command import run, write
+from simulations.game.command import run
 from simulations.game.controls import alone, auto_beta, copy_head, pooled, similar_peers, tuned_ridge
 from simulations.game.dynamics import Curve, slopes
+from simulations.game.page import write
 from simulations.game.play import ALONE, Measured, at, draw, frechet_distances
 
 pytestmark = pytest.mark.xdist_group("game_command")  # its fixtures are made once
@@ -100,7 +101,7 @@ def test_command_prints_one_object_and_nothing_else(tmp_path):
         ("rate=nan", "a number"),
         ("betas=0,-1", "not be negative"),
         ("betas=0", "at least must be positive"),
-        ("betas=a,b", "parted by commas"),
+        ("betas=a,b", "with commas between them"),
         ("mutual-weight=loud", "one, t, exp"),
         ("folds=1", "at least 2"),
     ],

@@ -16,7 +16,8 @@ from scipy import stats
 from fedmutual import methods
 from fedmutual.errors import UserError
 from fedmutual.methods import DATA
-from simulations.cli.tables import comparison_table, print_metrics
+from simulations.cli.comparison import comparison_table
+from simulations.cli.tables import print_metrics
 from simulations.report import figures
 from simulations.report.answer import by_comparison
 from simulations.report.comparison import Comparison, comparison
@@ -170,12 +171,12 @@ def test_without_pooled_or_audit_the_answer_says_that_it_does_not_know(tmp_path:
     assert "has not been measured" in exposure
 
 
-def test_arms_that_share_no_seed_are_not_held_against_each_other(tmp_path: Path) -> None:
+def test_arms_that_share_no_seed_are_not_compared(tmp_path: Path) -> None:
     runs = [fabricate(tmp_path / "m", "mutual-scarcity", 0, fd=[1, 2, 3])]
     runs += [fabricate(tmp_path / name, name, 1, fd=[1, 2, 3], data=data_of(name)) for name in ("pooled", "reweighted")]
     price, gain, _ = by_comparison(Comparison(arms_of(read_runs(runs))))
     assert "is not known, as mutual-scarcity and pooled share no seed" in price
-    assert "no other arm to hold it against" in gain
+    assert "no other arm to compare it with" in gain
 
 
 def test_equal_values_are_the_same_and_one_seed_has_no_interval(tmp_path: Path) -> None:
