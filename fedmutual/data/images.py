@@ -18,6 +18,9 @@ GROUND = 255
 """What shows through where an image is transparent: white, as on a page."""
 
 _DEEP = ("I;16", "I;16L", "I;16B", "I;16N")
+_ORIENTATION = 0x0112
+"""EXIF's tag of how an image is turned; from 5 on its sides are swapped."""
+
 _TRANSPARENT = ("LA", "La", "PA", "RGBA", "RGBa")
 
 
@@ -25,6 +28,17 @@ def image_shape(path: Path) -> tuple[int, ...]:
     """(1 or 3, height, width) of an image as it is seen."""
     pixels = _pixels(path, Seen())
     return (1 if pixels.ndim == 2 else 3, *pixels.shape[:2])
+
+
+def header_shape(path: Path) -> tuple[int, ...]:
+    """As `image_shape`, from what the file says of itself: the pixels are not read."""
+    from PIL import Image
+
+    with readable(f"{path} is not a whole image", "replace or remove it"), Image.open(path) as file:
+        grey = file.mode in ("1", "L", "LA", "La", "I", "F") or file.mode.startswith("I;")
+        turned = file.getexif().get(_ORIENTATION, 1) >= 5
+        width, height = reversed(file.size) if turned else file.size
+        return (1 if grey else 3, height, width)
 
 
 def read_image(path: Path, shape: tuple[int, ...], resize: bool, seen: Seen) -> Tensor:

@@ -76,7 +76,7 @@ def _constants(data: Data) -> tuple[list[str], tuple[int, ...]]:
 
 def _agree(data: Data, classes: int, shape: tuple[int, ...]) -> None:
     if data.classes not in (0, classes):
-        raise UserError(f"classes = {data.classes}, but {data.source} has {classes}: leave classes at 0")
+        raise UserError(f"classes = {data.classes}, but {data.source} has {classes}: set classes=0, which counts them")
     if data.dims not in ((), shape):
         have = ",".join(map(str, shape))
         raise UserError(f"shape = {data.shape}, but samples of {data.source} have {have}: leave shape empty")

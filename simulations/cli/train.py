@@ -84,8 +84,7 @@ def simulate(
     write_page([folder], folder / "report.html", as_json)
     if missing := without_network(folder):
         raise RuntimeError(
-            f"{listing(missing)} of {simulation.classes} classes have no network, and this run is not complete: its "
-            "page and history.jsonl say why"
+            f"class {listing(missing)} has no network, so that this run is not complete: its page and history.jsonl say why"
         )
 
 
@@ -216,10 +215,15 @@ def inspect(
     as_json: AsJson = False,
 ) -> None:
     """Show what will be read of your data: classes, counts, values, what is left out, copies. Nothing is trained."""
-    from fedmutual.data.overview import look, settings_for
+    from fedmutual.data.overview import common_shape, look, settings_for
 
-    own = settings_for(data)
-    config = RunConfig.of(own, parse_assignments(settings or []))
+    given = parse_assignments(settings or [])
+    own: dict[str, Any] = {**settings_for(data), **given}
+    config = RunConfig.of(own)
+    if not config.data.shape and (shape := common_shape(config.data)):
+        own["shape"] = shape
+        config = config.but(shape=shape)
+        print("note: images have several shapes, and are read as", " x ".join(shape.split(",")), file=sys.stderr)
     with progress("reading", 100, "classes") as advance:
         overview = look(config.data, advance)
     if png:
@@ -242,17 +246,18 @@ def inspect(
         print(f"stored as: {kind} from {low:g} to {high:g}")
     for ((part, y), (other, z)), count in overview.twice.items():
         first = "it" if (part, y) == (other, z) else f"{part} class {overview.names[y]}"
-        print(f"copies: {count} of {other} class {overview.names[z]} repeat another sample of {first}")
+        repeat = "repeats" if count == 1 else "repeat"
+        print(f"copies: {count} of {other} class {overview.names[z]} {repeat} another sample of {first}")
     for notice in overview.notices:
         print(f"note: {notice}")
     print(f"next: {command}")
 
 
-def next_command(own: dict[str, str], shape: tuple[int, ...], counts: dict[str, list[int]]) -> str:
+def next_command(own: dict[str, Any], shape: tuple[int, ...], counts: dict[str, list[int]]) -> str:
     """A command that trains on these data: U-Nets on images of 16 x 16 and more, else the MLP of the digits."""
     words = ["fedmutual", "simulate", "fashion" if len(shape) == 3 and min(shape[1:]) >= 16 else "digits"]
-    settings: dict[str, Any] = {**own, "classes": 0, "shape": "", "imbalance": "none"}
-    if len(shape) == 3 and max(shape[1:]) > 32 and own["data"] == "folder":
+    settings: dict[str, Any] = {"classes": 0, "shape": "", "imbalance": "none", **own}
+    if len(shape) == 3 and max(shape[1:]) > 32 and own["data"] == "folder" and "shape" not in own:
         settings["shape"] = f"{shape[0]},32,32"
     smallest = min(counts["train"])
     if "held-out" not in counts:

@@ -28,16 +28,15 @@ def titled_runs(arms: Sequence[Arm]) -> list[tuple[str, Run]]:
 
 
 def title(runs: Sequence[Run]) -> str:
-    """What the runs are about: the names of their presets, of their data files, or of their sources."""
+    """What the runs are about: the names of their presets and of their data files, or of their sources."""
     return ", ".join(dict.fromkeys(map(_name, runs)))
 
 
 def _name(run: Run) -> str:
-    if run.facts.preset:
-        return str(run.facts.preset)
     own = run.settings.get("data") in ("npz", "folder")
     data = str(run.settings.get("data-path") or "").rstrip("/").rpartition("/")[2] if own else ""
-    return (data.removesuffix(".npz") if data else "") or run.name
+    # A preset of images is a recipe for whatever data it is given, so that its name alone would mislead.
+    return ": ".join(filter(None, (run.facts.preset, data.removesuffix(".npz")))) or run.name
 
 
 def faults(arms: Sequence[Arm]) -> Table:

@@ -45,7 +45,7 @@ def test_the_command_shows_them_draws_a_sheet_and_says_what_to_run_next(
 ) -> None:
     code, printed, error = command_line("inspect", archive, "--png", tmp_path / "sheet.png")
     assert code == 0, error
-    assert "copies: 1 of train class 1 repeat another sample of train class 0" in printed
+    assert "copies: 1 of train class 1 repeats another sample of train class 0" in printed
     assert "stored as: bytes from 0 to 199" in printed
     assert Image.open(tmp_path / "sheet.png").size[0] > 8 * 8
     following = printed.strip().splitlines()[-1].removeprefix("next: fedmutual simulate ").split()
@@ -73,3 +73,15 @@ def test_left_out_files_are_named(tmp_path: Path, command_line) -> None:
     code, printed, _ = command_line("inspect", tmp_path / "data")
     assert code == 0
     assert any(line.startswith("note: ") and ".txt" in line for line in printed.splitlines())
+
+
+def test_images_of_several_shapes_are_read_as_one_and_the_next_command_says_so(tmp_path: Path, command_line) -> None:
+    for name, sides in (("a", (20, 24)), ("b", (24, 20))):
+        (tmp_path / "data" / name).mkdir(parents=True)
+        for k in range(3):
+            pixels = np.random.default_rng(k).integers(0, 255, (*sides, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "data" / name / f"{k}.png")
+    code, printed, error = command_line("inspect", tmp_path / "data")
+    assert code == 0, error
+    assert "images have several shapes, and are read as 3 x 32 x 32" in error
+    assert "-s shape=3,32,32" in printed

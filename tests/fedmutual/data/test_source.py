@@ -530,7 +530,7 @@ def test_named_sources_are_known_without_data(source, classes, shape):
     settings = config(data=source, data_path="/nowhere")
     assert (num_classes(settings), sample_shape(settings)) == (classes, shape)
     assert len(set(class_names(settings))) == classes
-    with pytest.raises(UserError, match="leave classes at 0"):
+    with pytest.raises(UserError, match="set classes=0"):
         num_classes(settings.but(classes=classes + 1))
     with pytest.raises(UserError, match="leave shape empty"):
         sample_shape(settings.but(shape="1,9,9"))

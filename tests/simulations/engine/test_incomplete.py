@@ -33,7 +33,7 @@ def test_simulate_ends_with_exit_code_1_and_names_the_class(tmp_path: Path, comm
     assert code == 1
     lines = error.strip().splitlines()
     assert lines[-1] == (
-        "error: 7 of 10 classes have no network, and this run is not complete: its page and history.jsonl say why"
+        "error: class 7 has no network, so that this run is not complete: its page and history.jsonl say why"
     )
     assert any(line.startswith("class 7 of mutual has no measure: it has no network") for line in lines)
     assert "report:" in printed

@@ -253,7 +253,7 @@ def test_the_title_names_the_preset_or_the_data_file_or_the_source(tmp_path: Pat
     assert heading() == "scans.v2"
     facts = json.loads((run / "run.json").read_text())
     (run / "run.json").write_text(json.dumps(facts | {"preset": "fashion-14"}))
-    assert heading() == "fashion-14"
+    assert heading() == "fashion-14: scans.v2"
 
 
 def without_class(run: Path, y: int) -> None:
