@@ -84,7 +84,8 @@ def simulate(
     write_page([folder], folder / "report.html", as_json)
     if missing := without_network(folder):
         raise RuntimeError(
-            f"class {listing(missing)} has no network, so that this run is not complete: its page and history.jsonl say why"
+            f"class {listing(missing)} has no network, so that this run is not complete: its page and history.jsonl "
+            "say why"
         )
 
 
