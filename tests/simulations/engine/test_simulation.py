@@ -114,7 +114,7 @@ def test_a_simulation_in_which_nobody_gets_through_says_so_and_fails(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["simulate", "nope"], "no preset 'nope': there are cifar10, cifar100, digits"),
+        (["simulate", "nope"], "no preset 'nope': there are cifar10, cifar10-paper, "),
         (["simulate", "missing.toml"], "no preset 'missing.toml'"),
         (["simulate", "digits", "-s", "bta=1"], "unknown setting 'bta'"),
         (["simulate", "digits", "-s", "beta"], "not of the form key=value"),
