@@ -52,13 +52,13 @@ def links(page: Path) -> list[str]:
 def anchors(page: Path) -> set[str]:
     """The anchors of a page's headings, by GitHub's rule: a repeated one is numbered."""
     seen: Counter[str] = Counter()
-    found = set()
+    result = set()
     for heading in re.findall(r"^#+ (.+)$", prose(page), re.MULTILINE):
         text = re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", heading).strip().lower()
         slug = re.sub(r"[^\w\- ]", "", text).replace(" ", "-")
-        found.add(f"{slug}-{seen[slug]}" if seen[slug] else slug)
+        result.add(f"{slug}-{seen[slug]}" if seen[slug] else slug)
         seen[slug] += 1
-    return found
+    return result
 
 
 def target(page: Path, place: str) -> Path:

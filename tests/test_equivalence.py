@@ -138,8 +138,8 @@ def test_nothing_but_networks_and_listed_numbers_leaves_a_client(small):
 def test_counts_are_told_only_on_request(small):
     grid = LocalGrid(range(10))
     federate(small(share_counts=True), grid)
-    told = {r.content["numbers"]["class"]: r.content["numbers"]["count"] for r in grid.replies[10:20]}
-    assert told == {y: len(load_class(small(), y).train) for y in range(10)}
+    stated = {r.content["numbers"]["class"]: r.content["numbers"]["count"] for r in grid.replies[10:20]}
+    assert stated == {y: len(load_class(small(), y).train) for y in range(10)}
 
 
 def test_nothing_but_orders_and_peers_reaches_a_client(small):

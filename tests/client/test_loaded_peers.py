@@ -35,9 +35,9 @@ def test_clients_of_one_process_share_the_peers_that_did_not_change(config, deco
     records = {y: pack_network(state) for y, state in networks.items()}
     for y in range(4):
         others = [z for z in range(4) if z != y]
-        found = loaded.load([records[z] for z in others], own, own.state_dict(), LIMIT, config)
-        assert [not network.training for network in found] == [True] * 3
-        for z, network in zip(others, found, strict=True):
+        result = loaded.load([records[z] for z in others], own, own.state_dict(), LIMIT, config)
+        assert [not network.training for network in result] == [True] * 3
+        for z, network in zip(others, result, strict=True):
             torch.testing.assert_close(network.state_dict(), networks[z], rtol=0, atol=0)
         assert len(loaded.networks) == 3  # those of this order, and no more
     # Three for the first client, and the one that each next client is sent for the first time, or anew.

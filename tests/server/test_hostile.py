@@ -46,9 +46,9 @@ def bank():
 
 
 def answer(to, **numbers):
-    told = {"class": Y, "attempt": ATTEMPT, "round": ROUND, "step": 3, "loss": 0.5, "mutual": 0.1}
-    told |= {"gradient-norm": 1.0, "seconds": 0.1, **numbers}
-    return RecordDict({"network": pack_network(to.like), "numbers": MetricRecord(told)})
+    stated = {"class": Y, "attempt": ATTEMPT, "round": ROUND, "step": 3, "loss": 0.5, "mutual": 0.1}
+    stated |= {"gradient-norm": 1.0, "seconds": 0.1, **numbers}
+    return RecordDict({"network": pack_network(to.like), "numbers": MetricRecord(stated)})
 
 
 BANK = bank()
@@ -130,12 +130,12 @@ def replies(draw):
     content = answer(BANK)
     if draw(st.booleans()):
         content["network"] = draw(networks())
-    told = dict(content["numbers"])
-    told |= draw(st.dictionaries(st.sampled_from([*NUMBERS, *OPTIONAL_NUMBERS]), metrics, max_size=2))
-    told |= draw(st.dictionaries(words, metrics, max_size=1) if draw(st.booleans()) else st.just({}))
+    stated = dict(content["numbers"])
+    stated |= draw(st.dictionaries(st.sampled_from([*NUMBERS, *OPTIONAL_NUMBERS]), metrics, max_size=2))
+    stated |= draw(st.dictionaries(words, metrics, max_size=1) if draw(st.booleans()) else st.just({}))
     for name in draw(st.lists(st.sampled_from(NUMBERS), max_size=1)):
-        told.pop(name)
-    content["numbers"] = MetricRecord(told)
+        stated.pop(name)
+    content["numbers"] = MetricRecord(stated)
     extra = st.just(ArrayRecord()) | networks() | st.just(MetricRecord()) | st.builds(ConfigRecord, st.just({}))
     for name in draw(st.lists(st.sampled_from(["network", "numbers", "again"]) | words, max_size=1)):
         content[name] = draw(extra)
@@ -235,10 +235,10 @@ NEXT = {"attempt": ATTEMPT + 1, "checkpointed": 0}
 
 def order(**changes):
     """An order as our own server makes it, for class 3, with two peers."""
-    told = {"run": ANY_RUN, "attempt": ATTEMPT, "round": ROUND, "checkpointed": ROUND - 1, "reported": 0}
-    told |= {"settings": json.dumps(CONFIG.settings()), "peers": ["peer-0", "peer-1"], "weights": [0.5, 0.5]}
+    stated = {"run": ANY_RUN, "attempt": ATTEMPT, "round": ROUND, "checkpointed": ROUND - 1, "reported": 0}
+    stated |= {"settings": json.dumps(CONFIG.settings()), "peers": ["peer-0", "peer-1"], "weights": [0.5, 0.5]}
     peers = {f"peer-{y}": BANK.initial(y).record for y in (0, 1)}
-    message = Message(RecordDict({"order": pack_order(**{**told, **changes}), **peers}), 7, MessageType.TRAIN)
+    message = Message(RecordDict({"order": pack_order(**{**stated, **changes}), **peers}), 7, MessageType.TRAIN)
     message.metadata.__dict__["_message_id"] = "0" * 64
     return message
 
@@ -322,17 +322,17 @@ def test_an_order_is_one_of_ours_or_refused(changes, gone):
     content = order(**changes).content
     for name in gone:
         (content if name in content else content["order"]).pop(name)
-    told = taken(unpack_order, content)
-    if told is None:
+    stated = taken(unpack_order, content)
+    if stated is None:
         return
-    assert isinstance(told["settings"], dict)
-    assert told["attempt"] >= 1 <= told["round"]
-    assert told["checkpointed"] >= 0 and told["reported"] >= 0  # noqa: PT018
-    assert sorted(told["peers"]) == sorted(content.array_records)
-    assert len(told["weights"]) == len(told["peers"])
-    assert sum(told["weights"]) == pytest.approx(1 if told["peers"] else 0)
-    assert all(w >= 0 for w in told["weights"])
-    assert len(Path(told["run"]).parts) == 1
+    assert isinstance(stated["settings"], dict)
+    assert stated["attempt"] >= 1 <= stated["round"]
+    assert stated["checkpointed"] >= 0 and stated["reported"] >= 0  # noqa: PT018
+    assert sorted(stated["peers"]) == sorted(content.array_records)
+    assert len(stated["weights"]) == len(stated["peers"])
+    assert sum(stated["weights"]) == pytest.approx(1 if stated["peers"] else 0)
+    assert all(w >= 0 for w in stated["weights"])
+    assert len(Path(stated["run"]).parts) == 1
 
 
 BAD_ORDERS = {

@@ -25,11 +25,11 @@ def hasty(monkeypatch):
 
 def steps_ordered(grid):
     """{(attempt, round): local steps} of the orders that crossed; all clients of a round have the same."""
-    found = {}
+    result = {}
     for order in (order.content["order"] for order in grid.orders if order.metadata.message_type == MessageType.TRAIN):
         steps = json.loads(order["settings"])["local-steps"]
-        assert found.setdefault((order["attempt"], order["round"]), steps) == steps
-    return found
+        assert result.setdefault((order["attempt"], order["round"]), steps) == steps
+    return result
 
 
 @pytest.mark.parametrize(("start_up", "step", "least"), [(5.0, 0.05, 1900), (1.0, 10.0, 2), (0.0, 1.0, 1)])
@@ -41,11 +41,11 @@ def test_worthwhile_steps_are_the_fewest_that_make_start_up_a_twentieth(start_up
 
 def test_the_run_equals_one_with_that_number_in_its_settings(small, tmp_path, hasty):
     config, grid = small(local_steps=0, schedule="cosine"), LocalGrid(range(10))
-    found = networks(federate(config, grid))
+    result = networks(federate(config, grid))
     settled = read_settings(Path(config.federation.out) / "config.toml")["local-steps"]
     assert steps_ordered(grid) == {(1, 1): server.pace.TRIAL_STEPS, (2, 1): settled, (2, 2): settled}
     fixed = small(local_steps=settled, out=str(tmp_path / "b"), store=str(tmp_path / "c"))
-    assert_same(found, networks(federate(fixed)))
+    assert_same(result, networks(federate(fixed)))
     assert [line["round"] for line in read_history(Path(config.federation.out))] == [1] * 10 + [2] * 10
 
 
@@ -66,12 +66,12 @@ def test_a_resumed_run_goes_on_with_the_number_it_settled_on(small, tmp_path, ha
         federate(config, LocalGrid(range(10), fault))
     before = read_settings(Path(config.federation.out) / "config.toml")["local-steps"]
     grid = LocalGrid(range(10))
-    found = networks(federate(config.but(resume=True), grid))
+    result = networks(federate(config.but(resume=True), grid))
     settled = read_settings(Path(config.federation.out) / "config.toml")["local-steps"]
     assert before == (0 if killed_in == "trial" else settled)
     assert {steps for (_, round_), steps in steps_ordered(grid).items() if round_ > 1} == {settled}
     fixed = small(local_steps=settled, rounds=3, out=str(tmp_path / "b"), store=str(tmp_path / "c"))
-    assert_same(found, networks(federate(fixed)))
+    assert_same(result, networks(federate(fixed)))
 
 
 def test_a_round_stays_within_the_timeout(small, hasty, caplog):

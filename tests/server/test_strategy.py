@@ -201,9 +201,9 @@ def test_a_client_without_a_class_is_left_out_and_told_how_to_get_one(small, cap
     grid = LocalGrid(range(9))
     grid.contexts[7] = Context(1, 7, {}, RecordDict(), {})
     federate(small(min_clients=9, rounds=4), grid)
-    told = [record.getMessage() for record in caplog.records if "node 7 is left out" in record.getMessage()]
-    assert set(told) == {"node 7 is left out: this client has no class: start it with --node-config 'partition-id=0'"}
-    assert len(told) == 3, "it is not asked for ever"
+    stated = [record.getMessage() for record in caplog.records if "node 7 is left out" in record.getMessage()]
+    assert set(stated) == {"node 7 is left out: this client has no class: start it with --node-config 'partition-id=0'"}
+    assert len(stated) == 3, "it is not asked for ever"
 
 
 def test_a_node_that_answers_with_an_error_is_asked_again(small):
@@ -284,8 +284,8 @@ def test_a_round_tells_bytes_and_seconds_and_losses(small):
 def test_held_out_losses_come_when_asked(small):
     config = small(rounds=4, evaluate_every=2)
     federate(config)
-    told = {row["round"]: row["held_out"] is not None for row in read_history(Path(config.federation.out))}
-    assert told == {1: False, 2: True, 3: False, 4: True}
+    stated = {row["round"]: row["held_out"] is not None for row in read_history(Path(config.federation.out))}
+    assert stated == {1: False, 2: True, 3: False, 4: True}
 
 
 def test_a_taken_folder_is_refused_and_left_as_it_is(small):

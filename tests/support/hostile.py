@@ -72,12 +72,12 @@ class Part:
         return ObjectTree(object_id=self.id, children=[part.tree for part in unique.values()])
 
     def contents(self) -> dict[str, bytes]:
-        found = {key: content for part in self.children for key, content in part.contents().items()}
-        return {**found, self.id: self.content}
+        result = {key: content for part in self.children for key, content in part.contents().items()}
+        return {**result, self.id: self.content}
 
     def first(self, kind: str) -> "Part":
         """The first part of that kind, this one or below it."""
-        return next(found for part in self.walk() if (found := part).kind == kind)
+        return next(result for part in self.walk() if (result := part).kind == kind)
 
     def walk(self):
         yield self
@@ -87,8 +87,15 @@ class Part:
 
 def reply(order: Message, network: Network, **changes) -> Message:
     """What an honest client sends: a network, and the numbers of one that has trained; `changes` are to the numbers."""
-    told = order.content["order"]
-    numbers = {"class": 0, "attempt": told["attempt"], "round": told["round"], "step": 3, "loss": 0.5, "mutual": 0.1}
+    stated = order.content["order"]
+    numbers = {
+        "class": 0,
+        "attempt": stated["attempt"],
+        "round": stated["round"],
+        "step": 3,
+        "loss": 0.5,
+        "mutual": 0.1,
+    }
     numbers |= {"gradient-norm": 1.0, "seconds": 0.1, **changes}
     record = ArrayRecord({name: Array(array) for name, array in network.items()})
     numbers = {name: value for name, value in numbers.items() if value is not None}
@@ -301,8 +308,8 @@ class HostileNode(threading.Thread):
         if kind in KINDS:
             made = KINDS[kind][0](order, network)
             if isinstance(made, Message) and made.has_content() and "numbers" in made.content:
-                told = made.content["numbers"]
-                told["class"] = self.y if told.get("class") == 0 else told["class"]
+                stated = made.content["numbers"]
+                stated["class"] = self.y if stated.get("class") == 0 else stated["class"]
         else:
             made, self.sent[round_] = reply(order, network, **{"class": self.y}), network
         part = made if isinstance(made, Part) else Part.of(made)

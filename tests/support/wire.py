@@ -48,9 +48,9 @@ def scalars(message: Message) -> Iterator[tuple[str, Any]]:
     if message.has_error():
         yield "error", message.error.reason
         return
-    for name, found in message.content.items():
+    for name, result in message.content.items():
         yield "record", name
-        for key, value in found.items():
+        for key, value in result.items():
             yield "key", key
-            if not isinstance(found, ArrayRecord):
+            if not isinstance(result, ArrayRecord):
                 yield from ((key, part) for part in (value if isinstance(value, list) else [value]))

@@ -14,9 +14,9 @@ TAILED = st.sampled_from(["exponential", "step"])
 
 
 def test_exponential_counts_are_those_of_cifar10_lt():
-    found = counts([5000] * 10, "exponential", 0.01)
-    assert found == [5000, 2997, 1796, 1077, 645, 387, 232, 139, 83, 50]
-    assert sum(found) == 12_406
+    result = counts([5000] * 10, "exponential", 0.01)
+    assert result == [5000, 2997, 1796, 1077, 645, 387, 232, 139, 83, 50]
+    assert sum(result) == 12_406
 
 
 def test_exponential_counts_are_those_of_cifar100_lt():
@@ -48,12 +48,12 @@ def test_one_class_is_all_head():
 
 @given(AVAILABLE, TAILED, RATIO)
 def test_counts_fall_from_head_to_tail_within_what_there_is(available, imbalance, ratio):
-    found = counts(available, imbalance, ratio)
-    assert found[0] == min(available)
-    assert found == sorted(found, reverse=True)
-    assert all(1 <= count <= most for count, most in zip(found, available, strict=True))
+    result = counts(available, imbalance, ratio)
+    assert result[0] == min(available)
+    assert result == sorted(result, reverse=True)
+    assert all(1 <= count <= most for count, most in zip(result, available, strict=True))
     if len(available) > 1:
-        assert found[-1] == max(1, int(found[0] * ratio + 1e-9))
+        assert result[-1] == max(1, int(result[0] * ratio + 1e-9))
 
 
 @given(AVAILABLE, TAILED, st.integers(1, 10_000))

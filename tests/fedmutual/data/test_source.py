@@ -92,11 +92,11 @@ def test_digits_are_scikit_learns_scaled():
     settings = config(imbalance="none")
     for y in (0, 9):
         loaded = load_class(settings, y)
-        found = torch.cat([loaded.train, loaded.held_out, load_test(settings, y)])
+        result = torch.cat([loaded.train, loaded.held_out, load_test(settings, y)])
         digits = load_digits()
         expected = torch.from_numpy(digits.images[digits.target == y] / 8 - 1).float()[:, None]
-        assert found.dtype == torch.float32
-        assert sorted(found.flatten(1).tolist()) == sorted(expected.flatten(1).tolist())
+        assert result.dtype == torch.float32
+        assert sorted(result.flatten(1).tolist()) == sorted(expected.flatten(1).tolist())
 
 
 def test_default_counts_leave_89_for_the_head():
@@ -181,12 +181,12 @@ def test_npz_layouts_become_channels_first(tmp_path, stored, shape, order):
     assert sample_shape(settings) == shape
     assert class_names(settings) == ["3", "8"]
     loaded = load_class(settings, 1)
-    found = torch.cat([loaded.train, loaded.held_out, load_test(settings, 1)])
+    result = torch.cat([loaded.train, loaded.held_out, load_test(settings, 1)])
     expected = torch.from_numpy(images[10:].astype(np.float32)) / 127.5 - 1
     expected = expected.movedim(-1, 1) if len(stored) == 3 else expected.reshape(10, *shape)
-    assert found.is_contiguous()
-    assert found.shape[1:] == shape
-    assert sorted(found.flatten(1).tolist()) == sorted(expected.flatten(1).tolist())
+    assert result.is_contiguous()
+    assert result.shape[1:] == shape
+    assert sorted(result.flatten(1).tolist()) == sorted(expected.flatten(1).tolist())
 
 
 @pytest.mark.parametrize("dtype", ["<f8", ">f4", "<f2"])
@@ -194,8 +194,8 @@ def test_npz_floats_are_taken_as_they_are(tmp_path, dtype):
     images = np.linspace(-1, 1, 20).reshape(10, 2).astype(dtype)
     np.savez(tmp_path / "a.npz", images=images)
     loaded = load_class(npz(tmp_path / "a.npz", test=0), 0)
-    found = torch.cat([loaded.train, loaded.held_out])
-    assert sorted(found.tolist()) == sorted(images.astype(np.float32).tolist())
+    result = torch.cat([loaded.train, loaded.held_out])
+    assert sorted(result.tolist()) == sorted(images.astype(np.float32).tolist())
 
 
 @hypothesis.settings(max_examples=30, deadline=None)
@@ -215,8 +215,8 @@ def test_a_class_gets_its_own_rows_and_no_row_twice(mixed):
     settings = npz(mixed, imbalance="none")
     for y in range(4):
         loaded = load_class(settings, y)
-        found = decoded(torch.cat([loaded.train, loaded.held_out, load_test(settings, y)]))
-        assert sorted(found) == [20 * y + row for row in range(12)]
+        result = decoded(torch.cat([loaded.train, loaded.held_out, load_test(settings, y)]))
+        assert sorted(result) == [20 * y + row for row in range(12)]
 
 
 @pytest.mark.parametrize("imbalance", ["none", "exponential"])
@@ -297,8 +297,8 @@ def test_each_sub_folder_is_a_class(tmp_path, suffix):
     assert sample_shape(settings) == (channels, 5, 6)
     settings = settings.but(shape="1,5,6")
     loaded = load_class(settings, 1)
-    found = decoded(torch.cat([loaded.train, loaded.held_out, load_test(settings, 1)]))
-    assert all(abs(a - b) <= 2 for a, b in zip(sorted(found), range(100, 106), strict=True))
+    result = decoded(torch.cat([loaded.train, loaded.held_out, load_test(settings, 1)]))
+    assert all(abs(a - b) <= 2 for a, b in zip(sorted(result), range(100, 106), strict=True))
 
 
 def test_a_folder_without_sub_folders_is_one_class(tmp_path):
@@ -398,23 +398,23 @@ def reachable_bytes(*roots: object) -> int:
 
     Modules and classes are not entered, functions only through what they close over or remember.
     """
-    seen, found, stack = set(), {}, list(roots)
+    seen, result, stack = set(), {}, list(roots)
     while stack:
         thing = stack.pop()
         if id(thing) in seen or isinstance(thing, ModuleType | type):
             continue
         seen.add(id(thing))
         if isinstance(thing, Tensor):
-            found[thing.untyped_storage().data_ptr()] = thing.untyped_storage().nbytes()
+            result[thing.untyped_storage().data_ptr()] = thing.untyped_storage().nbytes()
         elif isinstance(thing, np.ndarray) and isinstance(thing.base, np.ndarray):
             stack.append(thing.base)
         elif isinstance(thing, np.ndarray):
-            found[id(thing)] = thing.nbytes
+            result[id(thing)] = thing.nbytes
         if isinstance(thing, FunctionType):
             stack += [thing.__closure__, thing.__defaults__, thing.__kwdefaults__, thing.__dict__]
         else:
             stack += gc.get_referents(thing)
-    return sum(found.values())
+    return sum(result.values())
 
 
 def test_the_reach_test_sees_views_closures_and_caches():
@@ -636,10 +636,10 @@ def test_no_damaged_npz_escapes_as_another_error(tmp_path):
             return str(error)
 
     outcomes = [outcome(content) for content in damaged]
-    refusals = [found for found in outcomes if isinstance(found, str)]
+    refusals = [result for result in outcomes if isinstance(result, str)]
     assert not any("\n" in line for line in refusals)
     assert len(refusals) > len(damaged) / 2
-    assert all(torch.equal(found, right) for found in outcomes if isinstance(found, Tensor))
+    assert all(torch.equal(result, right) for result in outcomes if isinstance(result, Tensor))
 
 
 @pytest.mark.parametrize(

@@ -81,7 +81,7 @@ def exact(mixture):
 def run_audit(predict, members, non_members, generated=None, seed=0):
     drawn = members[:0] if generated is None else generated
     findings = audit(predict, PROCESS, members, non_members, drawn, generator(seed))
-    return {(found.attack, found.t, found.metric): found for found in findings}
+    return {(result.attack, result.t, result.metric): result for result in findings}
 
 
 # Numbers
@@ -99,8 +99,8 @@ def test_auc_interval_holds_chance_when_the_mann_whitney_test_does():
     for seed in range(60):
         sides = scores(12, 40, seed, shift=0.5)
         test = mannwhitneyu(*sides, method="asymptotic", use_continuity=False)
-        found = auc(*sides)
-        assert (found.low <= 0.5 <= found.high) == (test.pvalue >= 0.05)
+        result = auc(*sides)
+        assert (result.low <= 0.5 <= result.high) == (test.pvalue >= 0.05)
         verdicts.add(test.pvalue >= 0.05)
     assert verdicts == {True, False}
 
@@ -124,19 +124,19 @@ def test_auc_interval_covers_the_truth_with_four_members(shift, area):
 
 
 def test_four_members_that_are_all_found_leave_doubt():
-    found = auc(np.ones(4), np.zeros(85))
-    assert found.value == found.high == 1
-    assert 0.6 < found.low < 0.9
+    result = auc(np.ones(4), np.zeros(85))
+    assert result.value == result.high == 1
+    assert 0.6 < result.low < 0.9
 
 
 @pytest.mark.parametrize(("m", "n"), [(4, 170), (89, 89)])
 def test_shuffled_labels_are_at_chance_in_the_range_of_chance(m, n):
     """However well members are told apart: the range is that of the Mann-Whitney statistic under its null."""
-    found = shuffled(np.arange(m) + 1000, np.arange(n), generator())
+    result = shuffled(np.arange(m) + 1000, np.arange(n), generator())
     spread = 1.96 * math.sqrt((m + n + 1) / (12 * m * n))
-    assert found.value == pytest.approx(0.5, abs=4 * spread / 1.96 / math.sqrt(SHUFFLES))
-    assert (found.low, found.high) == pytest.approx((0.5 - spread, 0.5 + spread), abs=0.1 * spread)
-    assert shuffled(np.arange(m) + 1000, np.arange(n), generator()) == found
+    assert result.value == pytest.approx(0.5, abs=4 * spread / 1.96 / math.sqrt(SHUFFLES))
+    assert (result.low, result.high) == pytest.approx((0.5 - spread, 0.5 + spread), abs=0.1 * spread)
+    assert shuffled(np.arange(m) + 1000, np.arange(n), generator()) == result
 
 
 @pytest.mark.parametrize("ties", [False, True])
@@ -144,11 +144,11 @@ def test_shuffled_labels_are_at_chance_in_the_range_of_chance(m, n):
 def test_true_positive_rate_is_scikit_learns(m, n, ties):
     sides = scores(m, n, shift=1.5, ties=ties)
     false, true, _ = roc_curve(*as_labels(*sides), drop_intermediate=False)
-    found = true_positive_rate(*sides)
-    assert found.value == true[false <= 0.01].max()
-    hits = round(found.value * m)
-    assert found.low == pytest.approx(beta.ppf(0.025, hits, m - hits + 1) if hits else 0)
-    assert found.high == pytest.approx(beta.ppf(0.975, hits + 1, m - hits) if hits < m else 1)
+    result = true_positive_rate(*sides)
+    assert result.value == true[false <= 0.01].max()
+    hits = round(result.value * m)
+    assert result.low == pytest.approx(beta.ppf(0.025, hits, m - hits + 1) if hits else 0)
+    assert result.high == pytest.approx(beta.ppf(0.975, hits + 1, m - hits) if hits < m else 1)
 
 
 def test_one_percent_takes_a_hundred_non_members():
@@ -180,18 +180,18 @@ def test_nobody_to_compare_and_a_diverged_network_are_refused():
 
 def test_the_loss_of_a_network_that_sees_nothing_is_that_of_the_noise():
     x = torch.randn(7, 1, 2, 2, dtype=torch.float64, generator=generator(1))
-    found = loss_scores(lambda part, index: torch.zeros_like(part), PROCESS, x, 10, generator(2), draws=3)
+    result = loss_scores(lambda part, index: torch.zeros_like(part), PROCESS, x, 10, generator(2), draws=3)
     noise = torch.randn(3, 1, 2, 2, dtype=torch.float64, generator=generator(2))
-    torch.testing.assert_close(found, -noise.square().mean().log().expand(7))
+    torch.testing.assert_close(result, -noise.square().mean().log().expand(7))
 
 
 def test_pia_by_hand():
     """eps(x, j) = c_j x, so that eps_0 = c_0 x, x_t = (alpha + sigma c_0) x and eps_t = c_t x_t."""
     c = {0: 0.5, 30: 0.25}
     x = torch.tensor([[1.0, 2.0], [0.0, -3.0]], dtype=torch.float64)
-    found = pia_scores(lambda part, index: c[index] * part, PROCESS, x, 30)
+    result = pia_scores(lambda part, index: c[index] * part, PROCESS, x, 30)
     factor = abs(0.5 - 0.25 * (float(PROCESS.alpha[30]) + float(PROCESS.sigma[30]) * 0.5))
-    assert found.tolist() == pytest.approx([-factor * 17**0.25, -factor * 3], rel=1e-12)
+    assert result.tolist() == pytest.approx([-factor * 17**0.25, -factor * 3], rel=1e-12)
 
 
 def test_queries_are_those_counted():
@@ -203,12 +203,12 @@ def test_queries_are_those_counted():
         return 0.1 * x
 
     samples = OVERLAP.sample(30, generator())
-    found = run_audit(predict, samples[:10], samples[10:])
-    single = {key: finding.queries for key, finding in found.items() if key[2] == "auc" and key[1] is not None}
+    result = run_audit(predict, samples[:10], samples[10:])
+    single = {key: finding.queries for key, finding in result.items() if key[2] == "auc" and key[1] is not None}
     assert single.pop(("control-shuffled", PIA_TIME, "auc")) == 2  # those of PIA, shuffled
     assert asked == 30 * sum(single.values())
     low = [t for t in TIMES if t <= LOW_NOISE]
-    assert found["loss", None, "auc"].queries == sum(single["loss", t, "auc"] for t in low) == DRAWS * len(low)
+    assert result["loss", None, "auc"].queries == sum(single["loss", t, "auc"] for t in low) == DRAWS * len(low)
 
 
 def test_large_candidates_are_asked_in_parts(monkeypatch):
@@ -231,8 +231,8 @@ def test_one_in_a_hundred_non_members_may_be_nearer():
 
 def test_memory_is_extracted_whole_and_fresh_samples_are_not():
     train, unseen, fresh = OVERLAP.sample(1300, generator()).split([100, 200, 1000])
-    found = extracted(train, train, unseen)
-    assert (found.value, found.high) == (1, 1)
+    result = extracted(train, train, unseen)
+    assert (result.value, result.high) == (1, 1)
     assert extracted(fresh, train, unseen).low < 0.01
 
 
@@ -246,13 +246,13 @@ def test_a_planted_memoriser_is_found(y):
     )
     assert len(train) == {1: 63, 9: 4}[y]
     copies = train[torch.randint(len(train), (500,), generator=generator())]
-    found = run_audit(empirical(train), train, unseen, generated=copies)
+    result = run_audit(empirical(train), train, unseen, generated=copies)
     for key in [("pia", PIA_TIME, "auc"), ("loss", None, "auc")]:
-        assert found[key].estimate.value > 0.95
-    assert found["pia", PIA_TIME, "auc"].estimate.low > 0.5
-    assert found["pia", PIA_TIME, "tpr-at-1-fpr"].estimate.value > 0.9
-    assert found["extraction", None, "extracted"].estimate.value == 1
-    control = found["control-shuffled", PIA_TIME, "auc"].estimate
+        assert result[key].estimate.value > 0.95
+    assert result["pia", PIA_TIME, "auc"].estimate.low > 0.5
+    assert result["pia", PIA_TIME, "tpr-at-1-fpr"].estimate.value > 0.9
+    assert result["extraction", None, "extracted"].estimate.value == 1
+    control = result["control-shuffled", PIA_TIME, "auc"].estimate
     assert control.low < 0.5 < control.high
 
 
@@ -261,10 +261,10 @@ def test_an_honest_network_is_cleared():
     holding = {}
     for seed in range(50):
         members, others = OVERLAP.sample(130, generator(seed)).split([20, 110])
-        found = run_audit(
+        result = run_audit(
             exact(OVERLAP), members, others, generated=OVERLAP.sample(50, generator(1000 + seed)), seed=seed
         )
-        for key, finding in found.items():
+        for key, finding in result.items():
             truth = {"auc": 0.5, "tpr-at-1-fpr": 0.01, "extracted": 0.01}[key[2]]
             holding.setdefault(key, []).append(finding.estimate.low <= truth <= finding.estimate.high)
     shares = {key: np.mean(held) for key, held in holding.items()}
@@ -277,9 +277,9 @@ def test_an_untrained_network_tells_nothing(y):
     config = RunConfig()
     network = build(config, (1, 8, 8), y).double()
     predict = noise_predictor(network, PROCESS, "noise", clip=False)
-    found = run_audit(predict, load_class(config, y).train.double(), load_unseen(config, y).double())
+    result = run_audit(predict, load_class(config, y).train.double(), load_unseen(config, y).double())
     for attack, t in [("pia", PIA_TIME), ("loss", None), ("control-shuffled", PIA_TIME)]:
-        estimate = found[attack, t, "auc"].estimate
+        estimate = result[attack, t, "auc"].estimate
         assert estimate.low < 0.5 < estimate.high, attack
 
 

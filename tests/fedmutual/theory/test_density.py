@@ -59,13 +59,13 @@ def test_linear_score_generates_the_gaussian_of_its_closed_form(member, slope, c
 
 def test_divergence_of_linear_scores_is_exact_to_its_error_estimate():
     truths = [Mixture.of((1.0, 0.3, 1.5)), Mixture.of((1.0, -1.5, 0.4))]
-    found = divergence(linear_score, truths, Grid())
+    result = divergence(linear_score, truths, Grid())
     for member, (slope, centre) in enumerate(((0.8, 0.5), (2.0, -1.0))):
         mean, variance = linear_flow(slope, centre, 2.0 - 1e-3)
         component = truths[member]
         expected = gaussian_kl(float(component.means), float(component.variances), mean, variance)
-        assert found.kl[member] == pytest.approx(expected, abs=2e-3)
-        assert abs(found.kl[member] - expected) <= found.error[member]
+        assert result.kl[member] == pytest.approx(expected, abs=2e-3)
+        assert abs(result.kl[member] - expected) <= result.error[member]
 
 
 def test_exact_gaussian_score_started_from_the_prior_leaves_only_the_prior_error():
@@ -104,9 +104,9 @@ def test_mass_is_kept_and_density_positive_whatever_the_score():
 
 def test_mass_that_meets_the_walls_is_reported():
     truths = [Mixture.of((1.0, 0.0, 1.0))] * 2
-    found = divergence(lambda x, t: torch.stack([-x, 2 * x]), truths, Grid())
-    assert found.edge[0] < 1e-12
-    assert found.edge[1] > 0.5
+    result = divergence(lambda x, t: torch.stack([-x, 2 * x]), truths, Grid())
+    assert result.edge[0] < 1e-12
+    assert result.edge[1] > 0.5
 
 
 def test_bernoulli_function_is_smooth_at_zero_and_symmetric():

@@ -93,8 +93,8 @@ def test_no_player_can_lower_its_objective_beyond_the_best_response():
             loss = objective(setting, 0, y, players, 0.5, game.Q, float(game.ridge[0, y]))
             return loss.item(), torch.autograd.grad(loss, players[y].A)[0].numpy().ravel()
 
-        found = minimize(value, A[0, y].numpy().ravel(), jac=True, method="BFGS", options={"gtol": 1e-9})
-        assert abs(value(best[0, y].numpy().ravel())[0] - found.fun) <= 1e-9 * abs(found.fun)
+        result = minimize(value, A[0, y].numpy().ravel(), jac=True, method="BFGS", options={"gtol": 1e-9})
+        assert abs(value(best[0, y].numpy().ravel())[0] - result.fun) <= 1e-9 * abs(result.fun)
         with torch.no_grad():
             players[y].A.copy_(A[0, y])
 
@@ -159,7 +159,7 @@ def test_projected_best_response_matches_a_constrained_optimiser():
     best, linear = game.best_response(A), game.pull(A) - game.moments.target
     hessian, right = game.hessian[0, 1].numpy(), linear[0, 1, 0].numpy()
     ball = {"type": "ineq", "fun": lambda a: 4.0 - a @ a, "jac": lambda a: -2 * a}
-    found = minimize(
+    result = minimize(
         lambda a: a @ hessian @ a - 2 * a @ right,
         np.zeros(16),
         jac=lambda a: 2 * (hessian @ a - right),
@@ -168,7 +168,7 @@ def test_projected_best_response_matches_a_constrained_optimiser():
         options={"ftol": 1e-15, "maxiter": 500},
     )
     assert np.linalg.norm(best[0, 1, 0].numpy()) == pytest.approx(2.0)
-    np.testing.assert_allclose(best[0, 1, 0].numpy(), found.x, atol=1e-5)
+    np.testing.assert_allclose(best[0, 1, 0].numpy(), result.x, atol=1e-5)
 
 
 def test_no_player_gains_at_the_projected_equilibrium():

@@ -117,10 +117,10 @@ def test_parameters_and_the_documented_numbers_cross_the_wire_and_nothing_else(f
     assert others == 0
     parameters = {name: (tensor.shape, tensor.numpy().dtype) for name, tensor in network().items()}
     _, kept = read_networks(completed)
-    told = []
+    stated = []
     for message in messages:
         from_client = message.metadata.src_node_id != wire.SERVER
-        told.append((message.metadata.message_type, from_client))
+        stated.append((message.metadata.message_type, from_client))
         for name, record in message.content.array_records.items():
             assert name == "network" if from_client else name.startswith("peer-")
             arrays = {parameter: array.numpy() for parameter, array in record.items()}
@@ -134,9 +134,9 @@ def test_parameters_and_the_documented_numbers_cross_the_wire_and_nothing_else(f
         else:
             expected = {"numbers": {*NUMBERS, "held-out-loss"}} if from_client else {"order": set(ORDER)}
             assert records == expected
-    orders, replies = told.count((MessageType.TRAIN, False)), told.count((MessageType.TRAIN, True))
+    orders, replies = stated.count((MessageType.TRAIN, False)), stated.count((MessageType.TRAIN, True))
     assert orders == replies == 2 * CLIENTS
-    assert told.count((MessageType.QUERY, True)) >= CLIENTS
+    assert stated.count((MessageType.QUERY, True)) >= CLIENTS
     last = {m.content["numbers"]["class"]: m.content["network"] for m in messages if last_reply(m)}
     for y in range(CLIENTS):  # what was captured is what was trained
         torch.testing.assert_close(

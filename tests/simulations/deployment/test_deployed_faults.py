@@ -104,18 +104,18 @@ class Federation(Deployment):
     def client_process(self, out, y):
         """The process that works for class y in the round under way, once there is one."""
         home = f"FLWR_HOME={self.root}/flower/client-{y}".encode()
-        history, found = out / "history.jsonl", []
+        history, result = out / "history.jsonl", []
 
         def there():
             since = history.stat().st_mtime if history.exists() else 0.0  # when the round before was done
             for pid in self.living("flwr-clientapp"):
                 with suppress(OSError):  # it has just ended
                     if started(pid) > since and home in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0"):
-                        found.append(pid)
-            return bool(found)
+                        result.append(pid)
+            return bool(result)
 
         self.until(there, f"client {y} is at work")
-        return found[0]
+        return result[0]
 
     def kill_server(self, run):
         """Kill the server of a run, and wait until Flower has noticed."""
@@ -284,9 +284,9 @@ def test_damaged_checkpoints_and_stores_behind_are_told_and_the_ones_before_are_
     resumed = json.loads((out / "run.json").read_text())
     assert (resumed["status"], resumed["attempt"]) == ("done", 2)
     assert line_of(out, 5, 0)["step"] == 5 * SETTINGS["local-steps"]
-    told = [line for line in federation.run_log(again).splitlines() if "is damaged" in line]
-    assert any(newest.name in line for line in told)
-    seen("checkpoint bit-flipped at the server", "the round before is resumed from: " + told[0][-160:])
+    stated = [line for line in federation.run_log(again).splitlines() if "is damaged" in line]
+    assert any(newest.name in line for line in stated)
+    seen("checkpoint bit-flipped at the server", "the round before is resumed from: " + stated[0][-160:])
     short = 5 - line_of(out, 5, 1)["step"] / SETTINGS["local-steps"]
     seen("store behind the checkpoint", f"from round {behind}, all rounds ok; `step` tells {short:.0f} rounds less")
 
@@ -348,9 +348,9 @@ def test_clients_that_join_late_claim_a_taken_class_or_leave_for_good(federation
     federation.complete(run)
     federation.leave(f"client-{twin}")
     assert statuses(out, 0) == statuses(out, 1) == ["ok"] * 8
-    told = statuses(out, late)
-    assert told[0] == "idle"
-    assert told[-1] in ("idle", "error")
+    stated = statuses(out, late)
+    assert stated[0] == "idle"
+    assert stated[-1] in ("idle", "error")
     log = federation.run_log(run)
     assert "is left out: it claims class 0, which another node holds" in log
     assert sorted(read_networks(out)[1]) == list(range(CLIENTS + 1))

@@ -32,7 +32,7 @@ DAY = timedelta(days=1)
 COMMAND = [sys.executable, "-c", "from simulations.cli.app import main; main()", "doctor"]
 
 
-def found(findings):
+def result(findings):
     """{check: finding}."""
     return {finding.check: finding for finding in findings}
 
@@ -100,7 +100,7 @@ def serve(monkeypatch, tmp_path):
 def test_dates_of_certificates(serve, tmp_path, begins, ends, verdict, says):
     crt, key = certify(tmp_path / "a", begins, ends)
     connection = serve(crt, key)
-    seen = found([*authority(connection), *superlink(connection)])
+    seen = result([*authority(connection), *superlink(connection)])
     for check in ("authority", "certificate"):
         assert seen[check].verdict == verdict
         assert says in seen[check].seen
@@ -109,7 +109,7 @@ def test_dates_of_certificates(serve, tmp_path, begins, ends, verdict, says):
 
 
 def test_a_certificate_for_another_host_is_told_with_the_hosts_that_it_is_for(serve, tmp_path):
-    tls = found(superlink(serve(*certify(tmp_path / "a", host="fed.example.org"))))["tls"]
+    tls = result(superlink(serve(*certify(tmp_path / "a", host="fed.example.org"))))["tls"]
     assert tls.verdict == "wrong"
     assert "mismatch" in tls.seen
     assert "it is for fed.example.org" in tls.remedy
@@ -118,7 +118,7 @@ def test_a_certificate_for_another_host_is_told_with_the_hosts_that_it_is_for(se
 
 def test_a_certificate_of_another_authority_is_told(serve, tmp_path):
     other, _ = certify(tmp_path / "b")
-    tls = found(superlink(serve(*certify(tmp_path / "a"), trusted=other)))["tls"]
+    tls = result(superlink(serve(*certify(tmp_path / "a"), trusted=other)))["tls"]
     assert tls.verdict == "wrong"
     assert "ca.crt" in tls.remedy
 
@@ -129,13 +129,13 @@ def test_a_certificate_of_another_authority_is_told(serve, tmp_path):
 )
 def test_clocks_are_compared_as_the_superlink_does(serve, tmp_path, ahead, verdict, says):
     """It refuses what is signed more than 5 s in its future or 305 s in its past."""
-    clock = found(superlink(serve(*certify(tmp_path / "a"), ahead)))["clock"]
+    clock = result(superlink(serve(*certify(tmp_path / "a"), ahead)))["clock"]
     assert (clock.verdict, bool(clock.remedy)) == (verdict, verdict == "wrong")
     assert says in clock.seen
 
 
 def test_what_is_no_superlink_is_told_in_the_words_of_flower(serve, tmp_path):
-    answer = found(superlink(serve(*certify(tmp_path / "a"))))
+    answer = result(superlink(serve(*certify(tmp_path / "a"))))
     assert (answer["tls"].verdict, answer["clock"].verdict) == ("ok", "ok")
     assert answer["superlink"].verdict == "wrong"
     assert answer["superlink"].seen.startswith("flwr list: ")
@@ -192,7 +192,7 @@ def test_an_old_package_is_told_with_the_command_that_mends_it(monkeypatch, tmp_
     )
     (information / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {package}\nVersion: {version}\n{needs}")
     monkeypatch.syspath_prepend(tmp_path)
-    seen = found(doctor.packages())
+    seen = result(doctor.packages())
     assert seen[package].verdict == "wrong"
     assert version in seen[package].seen
     assert says in seen[package].remedy
@@ -237,7 +237,7 @@ def test_data_are_opened(tmp_path, content, verdict, says):
 
 
 def test_a_store_that_cannot_be_written_is_told(tmp_path):
-    seen = found(doctor.disks(RunConfig().but(store="/proc/store", out=str(tmp_path / "run"))))
+    seen = result(doctor.disks(RunConfig().but(store="/proc/store", out=str(tmp_path / "run"))))
     assert (seen["store"].verdict, seen["run folder"].verdict) == ("wrong", "ok")
     assert "/proc/store cannot be written" in seen["store"].seen
     assert list(tmp_path.iterdir()) == []

@@ -43,8 +43,8 @@ class Memory(threading.Thread):
                     status = Path(f"/proc/{pid}/status").read_text(encoding="utf-8")
                 except OSError:
                     continue
-                found = [int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmHWM")]
-                self.peak[round_] = max(self.peak.get(round_, 0), *found)
+                result = [int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmHWM")]
+                self.peak[round_] = max(self.peak.get(round_, 0), *result)
 
 
 @pytest.fixture(scope="module")

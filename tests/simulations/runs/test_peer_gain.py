@@ -25,13 +25,13 @@ def test_the_share_is_the_minimum_of_the_mixed_error():
     rng = torch.Generator().manual_seed(0)
     noise, wrong, other = torch.randn(3, 40, 6, generator=rng, dtype=torch.float64)
     own, peers = noise + wrong, noise + 0.5 * wrong + 0.8 * other
-    found = pull(own, peers, noise)
+    result = pull(own, peers, noise)
     errors = [float((own + w * (peers - own) - noise).square().mean()) for w in np.linspace(0, 1, 1001)]
-    assert found.share == pytest.approx(np.argmin(errors) / 1000, abs=1e-3)
-    assert 0.1 < found.share < 0.9
-    assert found.own - found.gain == pytest.approx(min(errors), abs=1e-5)
-    assert (found.own, found.peers) == (pytest.approx(errors[0]), pytest.approx(errors[-1]))
-    assert found.disagreement == pytest.approx(float((own - peers).square().mean()))
+    assert result.share == pytest.approx(np.argmin(errors) / 1000, abs=1e-3)
+    assert 0.1 < result.share < 0.9
+    assert result.own - result.gain == pytest.approx(min(errors), abs=1e-5)
+    assert (result.own, result.peers) == (pytest.approx(errors[0]), pytest.approx(errors[-1]))
+    assert result.disagreement == pytest.approx(float((own - peers).square().mean()))
 
 
 def test_peers_that_know_all_take_over_and_peers_that_know_nothing_are_left():
@@ -97,13 +97,13 @@ def test_velocities_are_weighed_as_the_noise_that_they_say(small, monkeypatch):
 def test_the_command_prints_both_tables_or_the_rows(small):
     config = small()
     federate(config)
-    told = CliRunner().invoke(app, ["peers", config.federation.out])
-    assert told.exit_code == 0
-    assert [line.strip() for line in told.stdout.splitlines() if "class" in line or "rarest" in line] == [
+    stated = CliRunner().invoke(app, ["peers", config.federation.out])
+    assert stated.exit_code == 0
+    assert [line.strip() for line in stated.stdout.splitlines() if "class" in line or "rarest" in line] == [
         "all classes",
         "three rarest",
     ]
-    assert sum(line.startswith(f"{t:g} ") for line in told.stdout.splitlines() for t in TIMES) == 2 * len(TIMES)
+    assert sum(line.startswith(f"{t:g} ") for line in stated.stdout.splitlines() for t in TIMES) == 2 * len(TIMES)
     as_json = CliRunner().invoke(app, ["peers", config.federation.out, "--json"])
     rows = [{"run": config.federation.out, **row} for row in weigh_peers(Path(config.federation.out))]
     assert json.loads(as_json.stdout)["rows"] == rows
