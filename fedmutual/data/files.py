@@ -1,7 +1,5 @@
 """Samples that lie in files: each class's are cut into parts that the seed alone decides."""
 
-from collections.abc import Iterator
-
 import numpy as np
 import torch
 from torch import Tensor
@@ -13,9 +11,6 @@ from fedmutual.data.parts import Opened, Part, Rows
 from fedmutual.data.source import ClassData, Source, existing
 from fedmutual.errors import UserError
 from fedmutual.seeds import generator
-
-_BLOCK = 256
-"""Samples that are in memory at once while all of a class is looked through."""
 
 
 class FileSource(Source):
@@ -75,10 +70,10 @@ class FileSource(Source):
         self._test_rows(y)  # raises where there are too few
         train = set(self._cut(y)[2].tolist())
         marks = []
-        for rows, samples in _blocks(self.opened.train, self._own(self.opened.train, y)):
+        for rows, samples in self.opened.train.blocks(self._own(self.opened.train, y)):
             marks += [mark(sample) for row, sample in zip(rows.tolist(), samples, strict=True) if row in train]
         for part in (self.opened.held_out, self.opened.test):
-            for _ in _blocks(part, self._own(part, y)) if part else ():
+            for _ in part.blocks(self._own(part, y)) if part else ():
                 pass
         return combined(marks)
 
@@ -135,9 +130,3 @@ class FileSource(Source):
         available = [long_tail.UNLIMITED] * (self.data.classes or len(long_tail.explicit_counts(self.data)))
         available[existing(y, len(available))] = own
         return long_tail.counts_of(self.data, available)[y]
-
-
-def _blocks(part: Part, rows: Rows) -> Iterator[tuple[Rows, Tensor]]:
-    for start in range(0, len(rows), _BLOCK):
-        block = rows[start : start + _BLOCK]
-        yield block, part.read(block)

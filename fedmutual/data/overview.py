@@ -19,9 +19,6 @@ from fedmutual.errors import UserError
 FIRST = 8
 """Samples of each class that an overview keeps, for a picture."""
 
-_BLOCK = 256
-"""Samples that are in memory at once."""
-
 Place = tuple[str, int]
 """(part, class) of a sample."""
 
@@ -63,6 +60,8 @@ def common_shape(data: Data) -> str:
 
     Only the headers of the images are read.
     """
+    if data.source != "folder":
+        return ""
     source = open_source(data, seed=0)
     parts = (source.opened.train, source.opened.held_out, source.opened.test) if isinstance(source, FileSource) else ()
     files = [file for part in parts if isinstance(part, FolderPart) for file in part.files]
@@ -92,10 +91,9 @@ def look(data: Data, on_class: Callable[[int], None] = lambda done: None) -> Ove
         for y in range(len(source.names)):
             rows = np.flatnonzero(part.labels == y)
             overview.counts[name].append(len(rows))
-            for start in range(0, len(rows), _BLOCK):
-                samples = part.read(rows[start : start + _BLOCK])
-                if name == "train" and start == 0:
-                    overview.first[y] = samples[:FIRST].clone()
+            for _, samples in part.blocks(rows):
+                if name == "train":
+                    overview.first.setdefault(y, samples[:FIRST].clone())
                 for sample in samples:
                     known, here = mark(sample), (name, y)
                     if known in seen:

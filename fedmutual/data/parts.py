@@ -16,6 +16,10 @@ Rows = NDArray[np.int64]
 """Numbers of rows, [n], or the class of each row."""
 
 
+BLOCK = 256
+"""Samples that are in memory at once while many are looked through."""
+
+
 class Part(ABC):
     """One part of the data: training, held-out or test."""
 
@@ -27,6 +31,12 @@ class Part(ABC):
     @abstractmethod
     def read(self, rows: Rows) -> Tensor:
         """Those rows as float32 `[n, *shape]` in [-1, 1], in memory of their own."""
+
+    def blocks(self, rows: Rows) -> Iterator[tuple[Rows, Tensor]]:
+        """Those rows a block at a time, with their samples: no more than `BLOCK` of them are in memory at once."""
+        for start in range(0, len(rows), BLOCK):
+            block = rows[start : start + BLOCK]
+            yield block, self.read(block)
 
 
 @dataclass(frozen=True)

@@ -106,6 +106,11 @@ class Extractor:
             )
 
 
+def extractor_path(config: RunConfig) -> Path:
+    """The file that the setting `extractor` names; `{seed}` in it stands for the run's seed."""
+    return Path(config.measuring.extractor.replace("{seed}", str(config.seed))).expanduser()
+
+
 def read_extractor(config: RunConfig, device: torch.device) -> Extractor | None:
     """The extractor of the setting `extractor`; None where it is empty.
 
@@ -115,7 +120,7 @@ def read_extractor(config: RunConfig, device: torch.device) -> Extractor | None:
     """
     if not config.measuring.extractor:
         return None
-    path = Path(config.measuring.extractor.replace("{seed}", str(config.seed))).expanduser()
+    path = extractor_path(config)
     if not path.is_file():
         raise UserError(f"extractor = {path} is missing: train one with `fedmutual extractor PRESET --out FILE`")
     if path.suffix == ".pth":

@@ -40,17 +40,8 @@ def simulate(
 
     PRESET is the name of a preset (`fedmutual presets` lists them) or the path of a TOML file of settings.
     """
-    changes = parse_assignments(settings or [])
-    if resume:
-        if out:
-            raise UserError("--resume continues in its own folder: leave --out out")
-        folder = resume
-        layers = [settings_of_run(resume), changes, {"resume": True, "out": str(resume)}]
-    else:
-        folder = out or Path("runs") / f"{Path(preset).stem}-{datetime.now():%Y%m%d-%H%M%S}"
-        layers = [read_preset(preset), changes, {"resume": False, "out": str(folder)}]
-    config = RunConfig.of(*layers)
-    refuse_without_effect(config, changes)
+    config, folder = _asked_for(preset, parse_assignments(settings or []), out, resume)
+
     from simulations.engine.simulation import Simulation
     from simulations.report.words import listing
     from simulations.runs.extractor import extractor_to_train, with_own_extractor
@@ -87,6 +78,21 @@ def simulate(
             f"class {listing(missing)} has no network, so that this run is not complete: its page and history.jsonl "
             "say why"
         )
+
+
+def _asked_for(preset: str, changes: dict[str, Any], out: Path | None, resume: Path | None) -> tuple[RunConfig, Path]:
+    """The settings and the folder of a run that is begun, or resumed with the settings that it has.
+
+    Raises:
+        UserError: settings that cannot work, or that would change nothing.
+    """
+    if resume and out:
+        raise UserError("--resume continues in its own folder: leave --out out")
+    folder = resume or out or Path("runs") / f"{Path(preset).stem}-{datetime.now():%Y%m%d-%H%M%S}"
+    before = settings_of_run(resume) if resume else read_preset(preset)
+    config = RunConfig.of(before, changes, {"resume": resume is not None, "out": str(folder)})
+    refuse_without_effect(config, changes)
+    return config, folder
 
 
 def compare(

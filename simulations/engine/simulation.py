@@ -154,10 +154,10 @@ def settings_for_clients(config: RunConfig, has_gpus: bool) -> dict[str, str]:
 
     Their processes do not work in the user's folder, so that every path they are sent is absolute.
     """
-    changes = {"store": config.federation.store or str(run_folder(config) / "clients")}
-    if config.data.path:
-        changes["data-path"] = config.data.path
-    changes = {key: str(Path(path).expanduser().absolute()) for key, path in changes.items()}
+    whole = config.with_whole_paths()
+    changes = {"store": whole.federation.store or str(run_folder(config) / "clients")}
+    if whole.data.path:
+        changes["data-path"] = whole.data.path
     return changes if has_gpus else {**changes, "device": "cpu"}
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from fedmutual.config import RunConfig
 from fedmutual.data import open_source
 from fedmutual.device import pick_device
-from fedmutual.evaluation.features import Training
+from fedmutual.evaluation.features import Training, extractor_path
 
 TRAIN = "train"
 """The value of the setting `extractor` that asks for one."""
@@ -28,7 +28,7 @@ def extractor_to_train(config: RunConfig, folder: Path) -> Training | None:
     Raises:
         UserError: data that no extractor can be trained on; raised here, before it takes time.
     """
-    path = Path(config.measuring.extractor.replace("{seed}", str(config.seed)))
+    path = extractor_path(config)
     if path.parent != folder.expanduser().absolute() or path.exists() or not path.stem.startswith("extractor"):
         return None
     return Training(config, path, pick_device(config.compute))
