@@ -7,6 +7,7 @@
     checkpoints/        networks after a round, round-000012.safetensors
     samples/            samples.npz, and a PNG grid of each class
     metrics.csv         a `MetricRow` for each class and metric
+    .held               empty, and locked by the process that trains the run
     audit.json          an `AuditRow` for each class and attack
 
 Records are frozen dataclasses. Each is also a read-only mapping by the names that its values have on disk, such as
@@ -20,6 +21,7 @@ lines, the line.
 
 import csv
 import dataclasses
+import fcntl
 import json
 import math
 import os
@@ -33,10 +35,10 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
-from io import StringIO
+from io import BytesIO, StringIO
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, ClassVar, NamedTuple, Self
+from typing import Any, BinaryIO, ClassVar, NamedTuple, Self
 from zipfile import BadZipFile
 
 import numpy as np
@@ -282,6 +284,22 @@ def holds_run(folder: Path) -> bool:
     return (folder / CONFIG).exists()
 
 
+HELD = ".held"
+"""In a run folder: the file on which a process that trains the run has a lock, which ends with it, however it ends."""
+
+
+def is_held(folder: Path) -> bool:
+    """Whether a process trains the run in `folder`; true as well where the file system has no locks to tell it by."""
+    try:
+        with (folder / HELD).open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False  # the run is of a version that did not lock, or the file was not copied with it
+    except OSError:
+        return True
+    return False
+
+
 # Checkpoints
 
 
@@ -371,6 +389,7 @@ class RunWriter:
 
     def __init__(self, folder: Path):
         self.folder = folder
+        self.held: BinaryIO | None = None
         self.round: int = 0
         self.best: tuple[int, float] = (0, float("inf"))
 
@@ -386,6 +405,7 @@ class RunWriter:
             (self.folder / "checkpoints").mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(f"{self.folder} cannot be made: {error.strerror}") from None
+        self.hold()
         known = {
             "name": config.data.source,
             "method": method,
@@ -398,6 +418,12 @@ class RunWriter:
             "started": datetime.now(UTC).isoformat(timespec="seconds"),
         }
         self.write_run(**(known | facts))
+
+    def hold(self) -> None:
+        """Let `is_held` say of the folder, as long as this process lives, that somebody trains the run in it."""
+        with suppress(OSError):  # a file system without locks: `is_held` does not know then
+            self.held = (self.folder / HELD).open("wb")
+            fcntl.flock(self.held, fcntl.LOCK_SH)
 
     def write_settings(self, config: RunConfig) -> None:
         """The settings in force, in `config.toml`."""
@@ -485,7 +511,9 @@ def write_arrays(folder: Path, generated: Mapping[int, NDArray[Any]], real: Mapp
     folder.mkdir(parents=True, exist_ok=True)
     arrays = {f"generated_{y}": array for y, array in generated.items()}
     arrays |= {f"real_{y}": array for y, array in real.items() if len(array)}
-    np.savez_compressed(folder / "samples.npz", **arrays)  # type: ignore[arg-type]
+    whole = BytesIO()
+    np.savez_compressed(whole, **arrays)  # type: ignore[arg-type]
+    write_atomic(folder / "samples.npz", whole.getvalue())
 
 
 # Reading

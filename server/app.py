@@ -12,6 +12,7 @@ from flwr.serverapp import Grid, ServerApp
 
 from fedmutual.checkpoint import Unwritable
 from fedmutual.config import RunConfig, beyond_defaults, refuse_without_effect
+from fedmutual.course import Course
 from fedmutual.data import num_classes, sample_shape
 from fedmutual.errors import UserError
 from server.bank import Bank
@@ -55,10 +56,13 @@ def refuse_relative(config: RunConfig) -> None:
             raise UserError(f"{key} = {path} is relative, and the server runs in another folder: give the whole path")
 
 
-def round_in_words(rows: list[dict[str, Any]], config: RunConfig, simulated: bool = False) -> str:
-    """One line on a round: how many got through, the worst class, and local-steps if start-up outweighs training.
+def round_in_words(
+    rows: list[dict[str, Any]], config: RunConfig, course: Course | None = None, simulated: bool = False
+) -> str:
+    """One line on a round: how many got through, the worst class, seconds; of the `course` so far the time left.
 
-    Simulated clients share this machine's cores and are not started anew, so that for them the line ends there.
+    It ends with local-steps if start-up outweighs training; simulated clients share this machine's cores and are not
+    started anew, so that for them there is no such advice.
     """
     done = [row for row in rows if row["status"] == "ok"]
     text = f"round {rows[0]['round']} of {config.rounds}: {len(done)} of {len(rows)} classes"
@@ -66,7 +70,9 @@ def round_in_words(rows: list[dict[str, Any]], config: RunConfig, simulated: boo
         return text
     worst = max(done, key=lambda row: row["loss"])
     training, whole = max(row["seconds"] for row in done), rows[0]["round_seconds"]
-    text += f", worst loss {worst['loss']:.4g} (class {worst['class']}), {whole:.1f} s"
+    said = [f", worst loss {worst['loss']:.4g} (class {worst['class']})"]
+    said += [f", {words}" for words in (course.worst_in_words(), course.left_in_words) if words] if course else []
+    text += "".join(said) + f", {whole:.1f} s"
     if simulated or training < MEASURABLE:
         return text
     text += f", {training / whole:.0%} of it gradient steps"
@@ -103,10 +109,11 @@ def serve(grid: Grid, run: Run, on_round: OnRound = lambda rows: None) -> None:
     left = max(0, run.config.rounds - journal.round)
     try:
         run = run if run.config.local_steps else settle(grid, run, roster)
-        config = run.config
+        config, course = run.config, Course(run.config.rounds)
 
         def report(rows: list[dict[str, Any]]) -> None:
-            log(INFO, "%s", round_in_words(rows, config, roster.simulated))
+            course.add(rows)
+            log(INFO, "%s", round_in_words(rows, config, course, roster.simulated))
             on_round(rows)
 
         strategy = MutualLearning(run, roster, report)

@@ -84,6 +84,7 @@ class Journal(RunWriter):
             before = None
         if before is None or before.run is None or before.attempt is None:
             raise UserError(f"{self.folder / FACTS} is missing or damaged: restore it to resume")
+        self.hold()
         self.run, self.attempt = before.run, before.attempt + 1
         checkpoint = newest_checkpoint(self.folder)
         if checkpoint:

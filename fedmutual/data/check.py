@@ -1,5 +1,6 @@
 """Everything that a run will read, read before it starts."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 from fedmutual.config import Data
@@ -21,7 +22,11 @@ class Checked(NamedTuple):
         return [self.fingerprints[y].size for y in sorted(self.fingerprints)]
 
 
-def check(data: Data, seed: int) -> Checked:
+OnRead = Callable[[int, int], None]
+"""Takes how many classes are read, and how many there are."""
+
+
+def check(data: Data, seed: int, on_read: OnRead = lambda done, total: None) -> Checked:
     """Read every sample of every class, test part included; of one client's own data, those.
 
     Raises:
@@ -36,4 +41,5 @@ def check(data: Data, seed: int) -> Checked:
             fingerprints[y] = source.look_through(y)
         except UserError as error:
             raise UserError(f"class {name}: {error}") from None
+        on_read(y + 1, len(source.names))
     return Checked(source, fingerprints, source.notices)

@@ -1,7 +1,6 @@
 """What a user's own data are, before anything is trained: classes, parts, values, and samples that occur twice."""
 
 from collections import defaultdict
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -9,6 +8,7 @@ import numpy as np
 from torch import Tensor
 
 from fedmutual.config import Data
+from fedmutual.data.check import OnRead
 from fedmutual.data.files import FileSource
 from fedmutual.data.fingerprint import mark
 from fedmutual.data.folder import FolderPart
@@ -69,8 +69,8 @@ def common_shape(data: Data) -> str:
     return f"{max(channels for channels, *_ in shapes)},32,32" if len(shapes) > 1 else ""
 
 
-def look(data: Data, on_class: Callable[[int], None] = lambda done: None) -> Overview:
-    """Read everything once; `on_class` is called with how many classes of all parts are read.
+def look(data: Data, on_read: OnRead = lambda done, total: None) -> Overview:
+    """Read everything once; `on_read` is called with how many classes of all parts are read, and how many there are.
 
     Raises:
         UserError: data that cannot be used; names the class and the file.
@@ -83,10 +83,8 @@ def look(data: Data, on_class: Callable[[int], None] = lambda done: None) -> Ove
     overview = Overview(source.names, source.shape, {})
     seen: dict[bytes, Place] = {}
     repeats: dict[tuple[Place, Place], int] = defaultdict(int)
-    done = 0
-    for name, part in parts.items():
-        if part is None:
-            continue
+    done, there = 0, {name: part for name, part in parts.items() if part}
+    for name, part in there.items():
         overview.counts[name] = []
         for y in range(len(source.names)):
             rows = np.flatnonzero(part.labels == y)
@@ -100,7 +98,7 @@ def look(data: Data, on_class: Callable[[int], None] = lambda done: None) -> Ove
                         repeats[seen[known], here] += 1
                     seen.setdefault(known, here)
             done += 1
-            on_class(done)
+            on_read(done, len(there) * len(source.names))
     overview.twice = dict(repeats)
     overview.ranges = dict(opened.seen.ranges) if opened.seen else {}
     overview.notices = source.notices

@@ -14,7 +14,7 @@ from fedmutual.errors import UserError
 from fedmutual.settings import parse_assignments
 from simulations.cli.options import AsJson, Here, RunFolder, RunFolders, Settings, Which
 from simulations.cli.tables import print_json, print_metrics, print_wide
-from simulations.terminal import console, progress
+from simulations.terminal import console, phases, progress
 
 if TYPE_CHECKING:
     from fedmutual.evaluation.features import Training
@@ -189,11 +189,9 @@ def split_here(settings: list[str] | None) -> tuple[dict[str, Any], dict[str, An
 
 def measure(folder: Path, which: str, here: Mapping[str, Any] = MappingProxyType({})) -> None:
     from simulations.runs.measuring import evaluate as measure_run
-    from simulations.runs.networks import read_networks
 
-    steps = 2 * len(read_networks(folder, which)[1])  # a class is drawn, then measured
-    with progress("sampling, measuring", steps, "steps") as advance:
-        measure_run(folder, which, one_by_one(advance), here=here)
+    with phases() as shown:
+        measure_run(folder, which, shown.step, here=here, on_phase=shown.begin)
 
 
 def one_by_one(advance: Callable[[int], None]) -> Callable[[int], None]:
@@ -210,8 +208,9 @@ def write_page(runs: list[Path], out: Path, as_json: bool) -> None:
     from simulations.runs.arms import arms_of
     from simulations.runs.folder import read_runs
 
-    rows = comparison(runs)
-    page = write_report(runs, out)
+    with progress("writing the report"):
+        rows = comparison(runs)
+        page = write_report(runs, out)
     for one in missing_classes(arms_of(read_runs(runs))):
         print(f"class {one.name} of {one.run} has no measure: {one.reason}", file=sys.stderr)
     if as_json:

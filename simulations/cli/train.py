@@ -13,13 +13,14 @@ import typer
 from rich.table import Table
 
 from fedmutual.config import RunConfig, refuse_without_effect
+from fedmutual.course import Course
 from fedmutual.errors import UserError
 from fedmutual.settings import parse_assignments
 from simulations.cli.inspect import measure, train_extractor, write_page
 from simulations.cli.options import AsJson, Preset, Settings
 from simulations.cli.presets import PRESETS, read_preset, record_preset, settings_of_run
 from simulations.cli.tables import print_json
-from simulations.terminal import console, progress
+from simulations.terminal import console, moment, phases, progress
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -42,32 +43,37 @@ def simulate(
     """
     config, folder = _asked_for(preset, parse_assignments(settings or []), out, resume)
 
-    from simulations.engine.simulation import Simulation
-    from simulations.report.words import listing
-    from simulations.runs.extractor import extractor_to_train, with_own_extractor
-    from simulations.runs.measuring import run_extractor
-    from simulations.runs.networks import without_network
+    with moment("starting up"):
+        from simulations.engine.simulation import Simulation
+        from simulations.report.words import listing
+        from simulations.runs.extractor import extractor_to_train, with_own_extractor
+        from simulations.runs.measuring import run_extractor
+        from simulations.runs.networks import without_network
 
-    if not resume:
-        config = with_own_extractor(config, folder).with_whole_paths()
-    training = extractor_to_train(config, folder) if config.measuring.samples else None
-    if config.measuring.samples and not training:
-        run_extractor(config)  # a file that does not fit is refused before the training, not after it
-    simulation: Simulation[Any] = Simulation(config, cpus, gpus)
+    with phases() as shown:
+        shown.begin("reading the data")
+        if not resume:
+            config = with_own_extractor(config, folder).with_whole_paths()
+        training = extractor_to_train(config, folder) if config.measuring.samples else None
+        if config.measuring.samples and not training:
+            run_extractor(config)  # a file that does not fit is refused before the training, not after it
+        simulation: Simulation[Any] = Simulation(config, cpus, gpus, on_read=shown.read)
     refused = 0
     print_notices(simulation.notices)
     if not resume:
         record_preset(simulation.journal.folder, preset)
     if training:
         train_extractor(training)
-    with progress("training", config.rounds, "rounds") as advance:
+    course, names = Course(config.rounds), simulation.journal.read_run().class_names
+    with phases(then="samples, measures and the report" if config.measuring.samples else "the report") as shown:
 
         def on_round(rows: list[dict[str, Any]]) -> None:
             nonlocal refused
             refused += sum(row["status"] in ("error", "rejected", "missing") for row in rows)
-            advance(rows[0]["round"])
+            course.add(rows)
+            shown.advance(course.done, course.worst_in_words(names))
 
-        folder = simulation.run(on_round)
+        folder = simulation.run(on_round, shown.begin)
     if refused:
         print(f"{refused} replies did not get through: {folder / 'history.jsonl'} says why", file=sys.stderr)
     if config.measuring.samples:
@@ -116,16 +122,19 @@ def compare(
     changes = {**read_preset(preset), **given}
     folder = out or Path("runs") / f"compare-{Path(preset).stem}-{datetime.now():%Y%m%d-%H%M%S}"
 
-    from simulations.experiments.plan import plan, run_arms
-    from simulations.runs.extractor import extractor_to_train
+    with moment("starting up"):
+        from simulations.experiments.plan import plan, run_arms
+        from simulations.runs.extractor import extractor_to_train
 
-    made = plan(changes, methods, seeds, folder, given=given)
+    with progress("reading the data"):
+        made = plan(changes, methods, seeds, folder, given=given)
     print_notices(made.notices)
     for config in made.arms.values() if next(iter(made.arms.values())).measuring.samples else ():
         if training := extractor_to_train(config, folder):
             train_extractor(training)
-    with progress("comparing", len(made.arms), "arms") as advance:
-        run_arms(made, cpus, gpus, advance)
+    with phases(then="the report") as shown:
+        shown.begin("comparing", len(made.arms), "arms", timed=False)
+        run_arms(made, cpus, gpus, shown.advance)
     for place in made.places:
         record_preset(place, preset)
     write_page(made.places, folder / "report.html", as_json)
@@ -231,8 +240,9 @@ def inspect(
         own["shape"] = shape
         config = config.but(shape=shape)
         print("note: images have several shapes, and are read as", " x ".join(shape.split(",")), file=sys.stderr)
-    with progress("reading", 100, "classes") as advance:
-        overview = look(config.data, advance)
+    with phases() as shown:
+        shown.begin("reading the data")
+        overview = look(config.data, shown.read)
     if png:
         write_sheet(png, overview.first, overview.shape)
     command = next_command(own, overview.shape, overview.counts)

@@ -27,7 +27,9 @@ from flwr.simulation import run_simulation
 
 from client.app import app as client_app
 from fedmutual.config import RunConfig
+from fedmutual.course import OnPhase
 from fedmutual.data import check, num_classes
+from fedmutual.data.check import OnRead
 from fedmutual.data.fingerprint import refuse_changed, write_fingerprints
 from fedmutual.device import pick_device
 from fedmutual.errors import UserError
@@ -77,13 +79,21 @@ class Simulation(Generic[P]):
     """A federation of one client a class on this machine.
 
     `cpus` clients train at once (0: one for each core this process may use); `gpus` are shared among them
-    (-1: all there are). Clients keep their states in the run folder unless `store` says otherwise.
+    (-1: all there are). Clients keep their states in the run folder unless `store` says otherwise. `on_read` is called
+    with each class that is read.
 
     Raises:
         UserError: settings, data or a run folder that cannot work, before anything is started.
     """
 
-    def __init__(self, config: RunConfig, cpus: int = 0, gpus: int = -1, app: App[P] = MUTUAL):  # type: ignore[assignment]
+    def __init__(
+        self,
+        config: RunConfig,
+        cpus: int = 0,
+        gpus: int = -1,
+        app: App[P] = MUTUAL,  # type: ignore[assignment]
+        on_read: OnRead = lambda done, total: None,
+    ):
         if not config.local_steps:
             raise UserError(NO_STEPS)
         if not config.federation.out:  # a folder that is named by the time is named once
@@ -92,7 +102,7 @@ class Simulation(Generic[P]):
         self.config, self.classes = config, num_classes(config.data)
         self.at_once = min(self.classes, cpus or len(os.sched_getaffinity(0)))
         self.gpus = _gpus(config, gpus)
-        checked = check(config.data, config.seed)
+        checked = check(config.data, config.seed, on_read)
         self.counts, self.notices = checked.source.counts, checked.notices
         if config.federation.resume:
             refuse_changed(run_folder(config), checked.fingerprints, checked.source.names)
@@ -105,15 +115,15 @@ class Simulation(Generic[P]):
         """The run folder."""
         return self.prepared.journal
 
-    def run(self, on_round: OnRound = lambda rows: None) -> Path:
-        """Train the rounds that are left; the run folder.
+    def run(self, on_round: OnRound = lambda rows: None, on_phase: OnPhase = lambda *phase: None) -> Path:
+        """Train the rounds that are left; the run folder. `on_phase` is told when Ray starts, and when it trains.
 
         Raises:
             RunFailed: no client gets through, or Flower or Ray fails.
         """
         began, journal = time.monotonic(), self.journal
         if journal.round < self.config.rounds:
-            self._start_flower(on_round)
+            self._start_flower(on_round, on_phase)
         history = read_history(journal.folder)
         journal.write_run(
             status="done",
@@ -124,11 +134,13 @@ class Simulation(Generic[P]):
         )
         return journal.folder
 
-    def _start_flower(self, on_round: OnRound) -> None:
+    def _start_flower(self, on_round: OnRound, on_phase: OnPhase) -> None:
         server = ServerApp()
+        on_phase("starting Ray")
 
         @server.main()
         def main(grid: Grid, context: Context) -> None:
+            on_phase("training", self.config.rounds, "rounds", self.journal.round)
             self.app.serve(grid, self.prepared, on_round)
 
         # A GPU takes whole clients: as many as make `at_once` of them over all GPUs.

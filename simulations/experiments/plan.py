@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
@@ -22,14 +23,15 @@ from fedmutual.run_folder import CONFIG, holds_run
 from fedmutual.settings import read_settings, write_settings
 from simulations.experiments.arm import is_finished, run_arm
 from simulations.experiments.methods import RECIPES
+from simulations.experiments.pace import Name, Pace
 from simulations.runs.arms import NOT_THE_METHOD
 from simulations.runs.extractor import with_own_extractor
 
 SETTINGS = "comparison.toml"
 """In the comparison's folder: the settings that all arms have in common."""
 
-OnArm = Callable[[int], None]
-"""Takes how many arms are done."""
+OnArm = Callable[[int, str], None]
+"""Takes how many arms are done, and words on those that are left and on what is being trained."""
 
 
 class ArmsFailed(RuntimeError):
@@ -165,21 +167,29 @@ def _same(before: dict[str, Any], now: dict[str, Any], folder: Path) -> None:
         )
 
 
-def run_arms(made: Plan, cpus: int = 0, gpus: int = -1, on_arm: OnArm = lambda done: None) -> None:
+def run_arms(made: Plan, cpus: int = 0, gpus: int = -1, on_arm: OnArm = lambda done, words: None) -> None:
     """Run the arms that are not finished: first those of one process, several at once, then the federated ones.
 
     Raises:
         ArmsFailed: after all arms have had their turn.
     """
     left = [arm for arm, config in made.arms.items() if not is_finished(made.place(arm), config)]
-    done = len(made.arms) - len(left)
-    on_arm(done)
-    failures: dict[tuple[str, int], BaseException] = {}
-    for arm, failure in _run(made, left, cpus, gpus):
-        if failure:
-            failures[arm] = failure
-        done += 1
-        on_arm(done)
+    cores = cpus or len(os.sched_getaffinity(0))
+    here = [arm for arm in left if not RECIPES[arm[0]].federated]
+    federated = [arm for arm in left if RECIPES[arm[0]].federated]
+    pace = Pace(left, _at_once(made, here, cores))
+
+    def tell(now: str = "") -> None:
+        on_arm(len(made.arms) - len(pace.left), ", now ".join(filter(None, (pace.in_words(), now))))
+
+    tell()
+    failures: dict[Name, str] = {}
+    for done in (_run_here(made, here, pace.at_once, cores), _run_federated(made, federated, cpus, gpus, tell)):
+        for arm, seconds, failure in done:
+            pace.finished(arm, seconds)
+            if failure:
+                failures[arm] = failure
+            tell()
     if failures:
         (method, seed), reason = next(iter(failures.items()))
         raise ArmsFailed(
@@ -188,34 +198,54 @@ def run_arms(made: Plan, cpus: int = 0, gpus: int = -1, on_arm: OnArm = lambda d
         )
 
 
-def _run(
-    made: Plan, arms: list[tuple[str, int]], cpus: int, gpus: int
-) -> Iterator[tuple[tuple[str, int], BaseException | None]]:
-    here = [arm for arm in arms if not RECIPES[arm[0]].federated]
-    if here:
-        cores = cpus or len(os.sched_getaffinity(0))
-        # One GPU is best used by one arm at a time.
-        at_once = 1 if pick_device(made.arms[here[0]].compute).type == "cuda" else min(cores, len(here))
-        context = multiprocessing.get_context("spawn")
-        pool = ProcessPoolExecutor(at_once, context, _begin, (max(1, cores // at_once),))
-        try:
-            running: dict[Future, tuple[str, int]] = {
-                pool.submit(run_arm, arm[0], made.arms[arm], made.place(arm)): arm for arm in here
-            }
-            for future in as_completed(running):
-                yield running[future], future.exception()
-        except BaseException:  # an interruption does not wait for arms that are being trained
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
-        pool.shutdown()
+Done = Iterator[tuple[Name, float, str]]
+"""Each arm that has had its turn, its seconds, and why it failed, empty where it did not."""
+
+
+def _at_once(made: Plan, here: Sequence[Name], cores: int) -> int:
+    """How many arms of one process run at a time: one GPU is best used by one of them."""
+    on_gpu = bool(here) and pick_device(made.arms[here[0]].compute).type == "cuda"
+    return 1 if on_gpu else max(1, min(cores, len(here)))
+
+
+def _run_here(made: Plan, arms: Sequence[Name], at_once: int, cores: int) -> Done:
+    if not arms:
+        return
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(at_once, context, _begin, (max(1, cores // at_once),))
+    try:
+        running: dict[Future[tuple[float, str]], Name] = {
+            pool.submit(_timed, arm[0], made.arms[arm], made.place(arm)): arm for arm in arms
+        }
+        for future in as_completed(running):
+            lost = future.exception()  # its process was killed
+            yield (running[future], 0.0, str(lost)) if lost else (running[future], *future.result())
+    except BaseException:  # an interruption does not wait for arms that are being trained
+        pool.shutdown(wait=False, cancel_futures=True)
+        raise
+    pool.shutdown()
+
+
+def _run_federated(made: Plan, arms: Sequence[Name], cpus: int, gpus: int, tell: Callable[[str], None]) -> Done:
     for arm in arms:
-        if RECIPES[arm[0]].federated:
-            try:
-                run_arm(arm[0], made.arms[arm], made.place(arm), cpus, gpus)
-            except (RuntimeError, OSError, UserError) as error:
-                yield arm, error
-            else:
-                yield arm, None
+        method, seed = arm
+        config = made.arms[arm]
+
+        def on_round(round_: int, words: str = f"{method}, seed {seed}: round {{}} of {config.rounds}") -> None:
+            tell(words.format(round_))
+
+        on_round(0)
+        yield arm, *_timed(method, config, made.place(arm), cpus, gpus, on_round)
+
+
+def _timed(method: str, config: RunConfig, folder: Path, *more: Any) -> tuple[float, str]:
+    """Run an arm; its seconds, and why it failed."""
+    began, failure = time.monotonic(), ""
+    try:
+        run_arm(method, config, folder, *more)
+    except (RuntimeError, OSError, UserError) as error:
+        failure = str(error)
+    return time.monotonic() - began, failure
 
 
 def _begin(threads: int) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup, escape
 
+from fedmutual.checkpoint import Unwritable, write_atomic
 from fedmutual.errors import UserError
 from fedmutual.evaluation import METRICS
 from simulations.report import costs, pictures, provenance, sections
@@ -40,22 +41,27 @@ def write_report(runs: Sequence[Path], out: Path) -> Path:
     Raises:
         UserError: as `read_runs`, samples that cannot be read, or a page that cannot be written.
     """
-    page = render(arms_of(read_runs(runs)))
-    out = Path(out)
+    return save(render(arms_of(read_runs(runs))), Path(out))
+
+
+def save(page: str, out: Path) -> Path:
+    """Put the page at `out`, where a reader never finds a part of it.
+
+    Raises:
+        UserError: it cannot be written.
+    """
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(page, encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"{out} cannot be written: {error.strerror}") from None
+        write_atomic(out, page.encode("utf-8"))
+    except Unwritable as error:
+        raise UserError(f"{out} cannot be written: {error.reason}") from None
     return out
 
 
-def render(arms: Sequence[Arm]) -> str:
-    """The page about `arms`."""
+def render(arms: Sequence[Arm], reload: int = 0) -> str:
+    """The page about `arms`; a browser that shows it loads it again every `reload` seconds, unless that is 0."""
     compared = Comparison(arms)
-    return _template().render(
-        _about(compared) | _measures(compared) | _training(compared), many=len(arms) > FEW, dashes=DASHES
-    )
+    about = _about(compared) | _measures(compared) | _training(compared)
+    return _template().render(about, many=len(arms) > FEW, dashes=DASHES, reload=reload)
 
 
 def _template() -> jinja2.Template:
@@ -86,6 +92,7 @@ def _about(compared: Comparison) -> dict[str, Any]:
         "images": len(first.facts.get("shape") or ()) == 3,
         "answer": answer(compared),
         "missing": missing_classes(arms),
+        "under_way": _under_way(compared),
         "unfinished": [(name, run) for name, run in runs if run.facts.get("status") != "done"],
         "faults": provenance.faults(arms),
         "runs": provenance.runs_table(arms),
@@ -93,6 +100,14 @@ def _about(compared: Comparison) -> dict[str, Any]:
         "environments": provenance.environments(arms),
         "extractors": provenance.extractors(compared.runs),
     }
+
+
+def _under_way(compared: Comparison) -> str:
+    """Of one run that goes on: the time left and the worst held-out loss, as far as they are known."""
+    run = compared.runs[0]
+    if len(compared.runs) > 1 or run.facts.status != "running":
+        return ""
+    return run.course.in_words(run.classes)
 
 
 def _measures(compared: Comparison) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
+from fedmutual.course import Course
 from fedmutual.errors import UserError
 from fedmutual.evaluation import COUNTS
 from fedmutual.run_folder import (
@@ -68,6 +69,13 @@ class Run:
     @property
     def rounds_done(self) -> int:
         return max((line.round for line in self.history), default=0)
+
+    @cached_property
+    def course(self) -> Course:
+        """How far its training has come."""
+        course = Course(int(self.settings.get("rounds") or self.rounds_done))
+        course.add(self.history)
+        return course
 
     @cached_property
     def by_metric(self) -> dict[str, dict[int, float]]:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from fedmutual.config import RunConfig
+from fedmutual.course import OnPhase
 from fedmutual.data import Source, open_source
 from fedmutual.data.fingerprint import refuse_changed
 from fedmutual.device import pick_device
@@ -69,22 +70,27 @@ def evaluate(
     on_class: OnClass = lambda y: None,
     drawn: dict[int, Tensor] | None = None,
     here: Mapping[str, Any] = NOTHING_ELSE,
+    on_phase: OnPhase = lambda *phase: None,
 ) -> list[MetricRow]:
     """Draw samples, measure them against the test part, and write `samples/` and `metrics.csv`; the rows of the latter.
 
     With an extractor there are rows for `ALL`: the measures in features of all classes together. `on_class` is called
-    when a class is drawn and again when it is measured; `drawn` are the samples by `draw_samples`, if they are at hand;
-    `here` as `run_config`.
+    when a class is drawn and again when it is measured, `on_phase` before the first of them; `drawn` are the samples by
+    `draw_samples`, if they are at hand; `here` as `run_config`.
     """
     config = run_config(folder, here)
     if config.measuring.samples < 2:
         raise UserError("samples must be at least 2 to measure anything: set -s samples=500")
+    on_phase("reading the data")
     source = open_source(config.data, config.seed, keep=True)
     refuse_changed(folder, source.fingerprints(), source.names)
     extractor = run_extractor(config, source)
+    if not drawn:
+        on_phase("drawing samples", len(source.names), "classes")
     generated = drawn or draw_samples(folder, config.measuring.samples, which, on_class, here)
     real = {y: source.test(y) for y in generated}
     write_samples((folder / SAMPLES).parent, generated, real)
+    on_phase("measuring", len(generated), "classes")
     method = read_facts(folder).method
     rows: list[MetricRow] = []
     by_metric: dict[str, dict[int, float]] = {}

@@ -25,6 +25,7 @@ from flwr.serverapp import Grid
 
 from client.app import class_of, hello, train
 from fedmutual.config import RunConfig
+from fedmutual.course import OnPhase
 from fedmutual.data import num_classes
 from fedmutual.records import unpack_order
 from fedmutual.run_folder import read_history
@@ -167,7 +168,7 @@ class Soak(Simulation[Run]):
     def _serve(self, grid: Grid, run: Run, on_round: OnRound) -> None:
         serve(Lossy(grid, self.plan), run, on_round)
 
-    def run(self, on_round: OnRound = lambda rows: None) -> Path:
+    def run(self, on_round: OnRound = lambda rows: None, on_phase: OnPhase = lambda *phase: None) -> Path:
         folder = self.journal.folder
         os.environ[MARK] = str(folder)  # Ray's processes inherit it, and are known by it
         with (folder / "memory.csv").open("w", encoding="utf-8", newline="") as file:
@@ -181,7 +182,7 @@ class Soak(Simulation[Run]):
                 file.flush()
                 on_round(rows)
 
-            return super().run(measured)
+            return super().run(measured, on_phase)
 
 
 def resident(pid: int) -> tuple[str, float]:
