@@ -147,27 +147,33 @@ def _check_classes(path: Path, folders: list[Path]) -> None:
             )
 
 
-def _images_below(folder: Path, left_out: Counter[str], above: tuple[str, ...] = ()) -> list[Path]:
-    """The images in a class's folder and in folders inside it, in the order of their paths."""
-    files = []
+def _images_below(folder: Path, left_out: Counter[str], above: tuple[Path, ...] = ()) -> list[Path]:
+    """The images in a class's folder and in folders inside it, in the order of their paths.
+
+    A link to a folder that holds this one, or one of those `above` it, is not followed: it leads back.
+    """
+    files, above = [], (*above, Path(os.path.realpath(folder)))
     for entry in _visible(folder):
         if not entry.is_dir():
             files.append(entry)
         elif entry.name.lower() in _MASKS:
             if masks := len(_images_below(entry, Counter(), above)):
                 left_out[f"images in folders named {entry.name}"] += masks
-        elif os.path.realpath(entry) not in above:  # a link may lead back
-            files += _images_below(entry, left_out, (*above, os.path.realpath(entry)))
+        elif not _leads_back(entry, above):
+            files += _images_below(entry, left_out, above)
     _count(left_out, (file for file in files if not _is_image(file)))
     return sorted(file for file in files if _is_image(file))
 
 
-def _holds_images(folder: Path, above: tuple[str, ...] = ()) -> bool:
-    entries = _visible(folder)
+def _holds_images(folder: Path, above: tuple[Path, ...] = ()) -> bool:
+    entries, above = _visible(folder), (*above, Path(os.path.realpath(folder)))
     if any(map(_is_image, entries)):
         return True
-    inner = [entry for entry in entries if entry.is_dir() and os.path.realpath(entry) not in above]
-    return any(_holds_images(entry, (*above, os.path.realpath(entry))) for entry in inner)
+    return any(_holds_images(entry, above) for entry in entries if entry.is_dir() and not _leads_back(entry, above))
+
+
+def _leads_back(entry: Path, above: tuple[Path, ...]) -> bool:
+    return any(folder.is_relative_to(os.path.realpath(entry)) for folder in above)
 
 
 def _class_names(path: Path, files: dict[str, Files]) -> list[str]:

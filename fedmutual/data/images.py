@@ -17,7 +17,13 @@ if TYPE_CHECKING:
 GROUND = 255
 """What shows through where an image is transparent: white, as on a page."""
 
+DEEP_GROUND = 65535
+"""The same of an image of 16 bits."""
+
 _DEEP = ("I;16", "I;16L", "I;16B", "I;16N")
+_DEEP_FORMATS = ("PNG", "PPM")
+"""Formats that have no more than 16 bits, so that Pillow's mode for 32 holds numbers up to 65535."""
+
 _ORIENTATION = 0x0112
 """EXIF's tag of how an image is turned; from 5 on its sides are swapped."""
 
@@ -66,8 +72,10 @@ def _pixels(path: Path, seen: Seen) -> NDArray[Any]:
             seen.paged.add(str(path))
         file.load()  # a damaged image raises here, and what it says of itself is complete
         image = ImageOps.exif_transpose(file)
-        if image.mode in _DEEP or (image.mode == "I" and file.format == "PNG"):
-            return np.asarray(image).astype(np.uint16)
+        if image.mode in _DEEP or (image.mode == "I" and file.format in _DEEP_FORMATS):
+            deep = np.asarray(image).astype(np.uint16)
+            deep[deep == image.info.get("transparency")] = DEEP_GROUND
+            return deep
         if image.mode == "I":
             raise UserError(f"{path} has 32 bits a pixel, whose range is not known: convert it to 8 or 16 bits")
         if image.mode == "F":

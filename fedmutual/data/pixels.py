@@ -80,7 +80,7 @@ def scaled(stored: NDArray[Any], where: str, seen: Seen) -> Tensor:
     samples = torch.from_numpy(stored.astype(np.float32, order="C"))
     if kind == "b":
         return samples.mul_(2).sub_(1)
-    if stored.dtype == np.uint16:
+    if (kind, stored.dtype.itemsize) == ("u", 2):
         seen.add("16-bit numbers", low, high)
         return samples.div_(32767.5).sub_(1)
     if low < 0 or high > 255:

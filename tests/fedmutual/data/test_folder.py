@@ -163,10 +163,19 @@ def test_a_broken_link_is_named_and_a_folder_like_an_image_is_none(tmp_path):
         notices(tmp_path)
 
 
-def test_a_link_that_leads_back_ends(tmp_path):
-    tree(tmp_path, "a/0.png", "b/0.png")
-    (tmp_path / "a" / "again").symlink_to(tmp_path / "a")
-    assert counts(tmp_path)["b"] == 1
+@pytest.mark.parametrize("target", ["a", ".", "..", "a/p1"])
+def test_a_link_that_leads_back_brings_no_image_again_and_none_of_another_class(tmp_path, target):
+    tree(tmp_path / "data", "a/0.png", "a/p1/deep/1.png", "b/0.png")
+    (tmp_path / "data/a/p1/deep/again").symlink_to(tmp_path / "data" / target)
+    assert counts(tmp_path / "data") == {"a": 2, "b": 1}
+
+
+def test_links_to_images_and_to_folders_of_images_elsewhere_are_followed(tmp_path):
+    tree(tmp_path, "data/a/0.png", "store/x/1.png", "store/y.png")
+    (tmp_path / "data/b").symlink_to(tmp_path / "store/x")
+    (tmp_path / "data/a/1.png").symlink_to(tmp_path / "store/y.png")
+    (tmp_path / "data/a/more").symlink_to(tmp_path / "store/x")
+    assert counts(tmp_path / "data") == {"a": 3, "b": 1}
 
 
 def test_names_that_are_not_utf8_are_text(tmp_path):

@@ -42,6 +42,7 @@ def sample(path: Path, image: Image.Image, name: str = "a.png", shape: str = "",
         ((STAIRS * 255).round().astype(np.int64), 255),
         ((STAIRS * 255).round().astype(np.int16), 255),
         ((STAIRS * 65535).round().astype(np.uint16), 65535),
+        ((STAIRS * 65535).round().astype(">u2"), 65535),
         (STAIRS > 0.5, 1),
         (STAIRS * 2 - 1, None),
         ((STAIRS * 2 - 1).astype(np.float16), None),
@@ -153,6 +154,21 @@ def test_sixteen_bits_are_all_counted(tmp_path, name, shape):
     seen = sample(tmp_path, Image.fromarray((STAIRS * 65535).round().astype(np.uint16)), name, shape)
     for channel in seen:
         np.testing.assert_allclose(channel, STAIRS * 2 - 1, atol=1e-4)
+
+
+@pytest.mark.parametrize("largest", [65535, 4095])
+def test_sixteen_bits_of_a_pgm_reach_as_far_as_its_header_says(tmp_path, largest):
+    stored = (STAIRS * largest).round().astype(">u2")
+    (tmp_path / "a.pgm").write_bytes(b"P5 6 4 %d\n" % largest + stored.tobytes())
+    read = load_class(RunConfig.of({"data": "folder", "data-path": str(tmp_path), **ALL}), 0).train[0, 0]
+    np.testing.assert_allclose(read, STAIRS * 2 - 1, atol=2 / largest)
+
+
+def test_a_grey_of_sixteen_bits_that_stands_for_transparency_is_white(tmp_path):
+    stored = (STAIRS * 65535).round().astype(np.uint16)
+    read = sample(tmp_path, Image.fromarray(stored), transparency=0)[0]
+    assert read[0, 0] == 1.0
+    np.testing.assert_allclose(read.flatten()[1:], (STAIRS * 2 - 1).flatten()[1:], atol=1e-4)
 
 
 def test_sixteen_bits_are_resized_within_their_range(tmp_path):
