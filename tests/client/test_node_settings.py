@@ -7,6 +7,7 @@ import pytest
 from flwr.app import Context, RecordDict
 
 from fedmutual.config import RunConfig
+from fedmutual.course import Course
 from fedmutual.errors import UserError
 from fedmutual.run_folder import read_history
 from server.app import refuse_relative, round_in_words
@@ -91,6 +92,25 @@ def test_the_log_has_no_advice_for_rounds_that_are_long_enough_or_fruitless():
     config = RunConfig().but(rounds=9)
     assert round_in_words([row(0, seconds=9.8)], config).endswith("10.0 s, 98% of it gradient steps")
     assert round_in_words([row(0, "error", None, None)], config) == "round 3 of 9: 0 of 1 classes"
+
+
+def test_the_log_tells_the_time_left_and_the_worst_held_out_loss():
+    config, course = RunConfig().but(rounds=9, local_steps=100), Course(9)
+    rows = [row(0, seconds=9.8) | {"held_out": 0.25}, row(1, seconds=9.8) | {"held_out": 0.125}]
+    course.add(rows)
+    assert round_in_words(rows, config, course) == (
+        "round 3 of 9: 2 of 2 classes, worst loss 0.5 (class 0), worst held-out loss 0.25 (class 0), "
+        "about 1 min left, 10.0 s, 98% of it gradient steps"
+    )
+
+
+def test_the_log_of_a_run_tells_them_round_after_round(dataless, private, caplog):
+    caplog.set_level("INFO", logger="flwr")
+    federate(dataless(rounds=3), alone(partition_id=0, data_path=str(private)))
+    told = [record.getMessage() for record in caplog.records if record.getMessage().startswith("round ")]
+    assert len(told) == 3
+    assert all("worst held-out loss" in line for line in told)
+    assert ["left" in line for line in told] == [True, True, False]
 
 
 def test_simulated_clients_share_cores_and_get_no_advice():
