@@ -64,7 +64,7 @@ def plan(
         UserError: an unknown method, no seed, budgets that would be unequal, settings or data that cannot work,
             or a folder that holds something else.
     """
-    names = _names(methods)
+    names = method_names(methods)
     if seeds < 1:
         raise UserError(f"--seeds {seeds}: a comparison needs at least one seed, and five or more to mean something")
     common, own = _split(settings)
@@ -82,7 +82,12 @@ def plan(
     return made
 
 
-def _names(methods: str) -> list[str]:
+def method_names(methods: str) -> list[str]:
+    """The methods of `--methods`: names with commas between them, or `all`.
+
+    Raises:
+        UserError: a name that is none, or one that comes twice.
+    """
     known = ", ".join(RECIPES)
     if methods == "all":
         return list(RECIPES)
@@ -156,6 +161,7 @@ def _check_folder(made: Plan, base: RunConfig) -> None:
 def _same(before: dict[str, Any], now: dict[str, Any], folder: Path) -> None:
     if before.get("extractor"):  # early comparisons have it as it was typed
         before = {**before, "extractor": str(Path(before["extractor"]).expanduser().absolute())}
+    before = {**RunConfig().settings(), **before}  # earlier versions had fewer settings
     changed = [key for key in now if before.get(key) != now[key] and key not in NOT_THE_METHOD]
     if changed:
         key = changed[0]
@@ -197,7 +203,7 @@ def _run(
         # One GPU is best used by one arm at a time.
         at_once = 1 if pick_device(made.arms[here[0]].compute).type == "cuda" else min(cores, len(here))
         context = multiprocessing.get_context("spawn")
-        pool = ProcessPoolExecutor(at_once, context, _begin, (max(1, cores // at_once),))
+        pool = ProcessPoolExecutor(at_once, context, begin_worker, (max(1, cores // at_once),))
         try:
             running: dict[Future, tuple[str, int]] = {
                 pool.submit(run_arm, arm[0], made.arms[arm], made.place(arm)): arm for arm in here
@@ -218,7 +224,7 @@ def _run(
                 yield arm, None
 
 
-def _begin(threads: int) -> None:
+def begin_worker(threads: int) -> None:
     """A worker's share of the cores, and its end with the process that started it, however that ends."""
     torch.set_num_threads(threads)
 
