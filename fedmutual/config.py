@@ -89,6 +89,10 @@ class Data(Group):
     mixture: str = Field("overlap", description="which family, for data = gaussians")
     classes: Count = Field(0, description="number of classes; 0: as the source has them")
     shape: Integers = Field("", description="sample shape such as 1,28,28; empty: read off the source")
+    size: Count = Field(
+        0,
+        description="side in pixels, such as 32 or 64: images are cut to their middle square and resized; 0: none",
+    )
     imbalance: Literal["auto", "none", "exponential", "step", "counts"] = Field(
         "auto",
         description="shape of the long tail over classes; auto: none for npz and folder, which keep their own, "
@@ -121,6 +125,8 @@ class Data(Group):
     def _consistent(self) -> "Data":
         if (self.imbalance == "counts") != bool(self.counts):
             raise ValueError("imbalance = counts and the setting counts go together")
+        if self.size and self.dims and self.dims[1:] != (self.size, self.size):
+            raise ValueError(f"shape = {self.shape} is not of size = {self.size}: leave one of them out")
         return self
 
 
@@ -263,6 +269,10 @@ class Measuring(Group):
         description="file for measures in features: of `fedmutual extractor` ({seed} stands for the seed), or the "
         "literature's Inception weights (.pth); train: one is trained beforehand, into the run's folder; empty: none",
     )
+    extractor_steps: Positive = Field(
+        1500,
+        description="gradient steps of an extractor that is trained; 30 passes over its images where those are fewer",
+    )
     audit_candidates: Positive = Field(
         500, description="members, and as many others, of a class that an audit asks about at most, 64 calls each"
     )
@@ -380,6 +390,7 @@ _UNET_KINDS = ("unet", *UNETS)
 
 _EFFECTS: dict[str, tuple[str, Callable[[RunConfig], bool]]] = {
     "data-path": ("data", lambda config: config.data.source not in ("digits", "gaussians")),
+    "size": ("data", lambda config: config.data.source in ("npz", "folder")),
     "download": ("data", lambda config: config.data.source not in ("digits", "gaussians", "npz", "folder")),
     "mixture": ("data", lambda config: config.data.source == "gaussians"),
     "imbalance-ratio": ("imbalance", lambda config: config.data.imbalance in ("exponential", "step")),
@@ -393,6 +404,7 @@ _EFFECTS: dict[str, tuple[str, Callable[[RunConfig], bool]]] = {
     "dropout": ("network", lambda config: config.network.kind in _UNET_KINDS),
     "batch": ("draws", lambda config: config.optimiser.draws == "fresh"),
     "scarcity": ("beta-rule", lambda config: config.mutual.rule == "scarcity"),
+    "extractor-steps": ("extractor", lambda config: bool(config.measuring.extractor)),
 }
 """{setting: (another, whether the first has an effect beside it)}."""
 

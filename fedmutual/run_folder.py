@@ -9,6 +9,7 @@
     metrics.csv         a `MetricRow` for each class and metric
     .held               empty, and locked by the process that trains the run
     audit.json          an `AuditRow` for each class and attack
+    preset.toml         the settings that were chosen, with `--minutes` only; minutes.json: what was foreseen and taken
 
 Records are frozen dataclasses. Each is also a read-only mapping by the names that its values have on disk, such as
 `line["class"]` for `line.class_`. A folder that an older version wrote is read: an optional value that is missing takes
@@ -52,6 +53,9 @@ from fedmutual.errors import UserError
 from fedmutual.methods import DATA
 from fedmutual.records import Network
 from fedmutual.settings import write_settings
+
+PRESET, MINUTES = "preset.toml", "minutes.json"
+"""Names of files in the folder of a run or a comparison whose settings were chosen for some minutes."""
 
 CONFIG, FACTS, HISTORY, METRICS, AUDIT = "config.toml", "run.json", "history.jsonl", "metrics.csv", "audit.json"
 """Names of files in a run folder."""

@@ -35,12 +35,12 @@ Files = dict[str, list[Path]]
 """{name of a class: its image files}"""
 
 
-def open_folder(path: Path, dims: tuple[int, ...]) -> Opened:
+def open_folder(path: Path, dims: tuple[int, ...], size: int = 0) -> Opened:
     """A folder with a folder of images for each class, or with the images of one class.
 
     A class's images lie in its folder and in folders inside it. Folders train/ and test/, and val/ for the held-out
     part, may stand above the classes. `dims` (channels, height, width) converts and resizes; empty: as the first
-    image is.
+    image is. With `size` each image's middle is resized to that side.
 
     Raises:
         UserError: not such a folder.
@@ -57,8 +57,9 @@ def open_folder(path: Path, dims: tuple[int, ...]) -> Opened:
                 f"{places['train'] / name} holds no PNG, JPEG, WebP, BMP or TIFF image{rest}: each class needs its own"
             )
     seen = Seen()
-    shape = dims or image_shape(files["train"][names[0]][0])
-    parts = {part: FolderPart(own, names, shape, bool(dims), seen) for part, own in files.items()}
+    shape = dims or _sized(image_shape(files["train"][names[0]][0]), size)
+    resize, cut = bool(dims or size), bool(size)
+    parts = {part: FolderPart(own, names, shape, resize, cut, seen) for part, own in files.items()}
     for part, own in files.items():
         strangers = {name: len(images) for name, images in own.items() if name not in names and images}
         left_out.update({f"images of {part.replace('_', '-')} class {name}": n for name, n in strangers.items()})
@@ -66,13 +67,17 @@ def open_folder(path: Path, dims: tuple[int, ...]) -> Opened:
     return Opened([_text(name or path.resolve().name) for name in names], shape, **parts, seen=seen, notices=notices)
 
 
+def _sized(shape: tuple[int, ...], size: int) -> tuple[int, ...]:
+    return (shape[0], size, size) if size else shape
+
+
 class FolderPart(Part):
     """Image files of each class, read one by one; a class that only the training part has has no rows here."""
 
-    def __init__(self, files: Files, names: list[str], shape: tuple[int, ...], resize: bool, seen: Seen):
+    def __init__(self, files: Files, names: list[str], shape: tuple[int, ...], resize: bool, cut: bool, seen: Seen):
         self.files = [file for name in names for file in files.get(name, [])]
         self.sizes = [len(files.get(name, [])) for name in names]
-        self.shape, self.resize, self.seen = shape, resize, seen
+        self.shape, self.resize, self.cut, self.seen = shape, resize, cut, seen
 
     @cached_property
     def labels(self) -> Rows:
@@ -81,7 +86,7 @@ class FolderPart(Part):
     def read(self, rows: Rows) -> Tensor:
         samples = torch.empty(len(rows), *self.shape)
         for place, row in enumerate(rows):
-            samples[place] = read_image(self.files[row], self.shape, self.resize, self.seen)
+            samples[place] = read_image(self.files[row], self.shape, self.resize, self.cut, self.seen)
         return samples
 
 

@@ -47,14 +47,25 @@ def header_shape(path: Path) -> tuple[int, ...]:
         return (1 if grey else 3, height, width)
 
 
-def read_image(path: Path, shape: tuple[int, ...], resize: bool, seen: Seen) -> Tensor:
+def middle(height: int, width: int) -> tuple[slice, slice]:
+    """Rows and columns of the largest square in the middle of an image."""
+    side = min(height, width)
+    top, left = (height - side) // 2, (width - side) // 2
+    return slice(top, top + side), slice(left, left + side)
+
+
+def read_image(path: Path, shape: tuple[int, ...], resize: bool, cut: bool, seen: Seen) -> Tensor:
     """One image as float32 `[C, H, W]`; resized to `shape` (bicubic, antialiased), else it must have it.
+
+    With `cut` its `middle` is resized, which keeps proportions.
 
     Raises:
         UserError: no whole image, one of another shape, or values out of range.
     """
     channels, height, width = shape
     pixels = _pixels(path, seen)
+    if cut:
+        pixels = pixels[middle(*pixels.shape[:2])]
     own = (1 if pixels.ndim == 2 else 3, *pixels.shape[:2])
     if own != shape and not resize:
         raise UserError(f"{path} is {own}, the first image {shape}: set shape to bring all to one size")
@@ -102,7 +113,7 @@ def _fitted(pixels: NDArray[Any], channels: int, height: int, width: int) -> NDA
     from PIL import Image
 
     if pixels.dtype == np.uint8:
-        image = Image.fromarray(pixels).convert("L" if channels == 1 else "RGB")
+        image = Image.fromarray(np.ascontiguousarray(pixels)).convert("L" if channels == 1 else "RGB")
         if image.size != (width, height):
             image = image.resize((width, height), Image.Resampling.BICUBIC)
         return np.asarray(image).reshape(height, width, channels)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from fedmutual.data.parts import Opened, Part, Rows, readable
 from fedmutual.data.pixels import Seen, scaled
+from fedmutual.errors import UserError
 
 _DIGITS = [str(digit) for digit in range(10)]
 _CLOTHES = "T-shirt/top|Trouser|Pullover|Dress|Coat|Sandal|Shirt|Sneaker|Bag|Ankle boot"
@@ -66,6 +67,17 @@ class DigitsPart(Part):
         return scaled(self._digits.images[rows] / 8 - 1, "digits", Seen())[:, None]
 
 
+def _edited(kind: Any, path: Path) -> Path | None:
+    """The first file of a torchvision data set that is there with another checksum; None where there is none."""
+    from torchvision.datasets.utils import check_integrity
+
+    if not hasattr(kind, "base_folder"):  # MNIST's are read as they are, and never downloaded where they are there
+        return None
+    known = [*kind.train_list, *kind.test_list, (kind.meta["filename"], kind.meta["md5"])]
+    files = [(path / kind.base_folder / name, checksum) for name, checksum in known]
+    return next((file for file, checksum in files if file.is_file() and not check_integrity(str(file), checksum)), None)
+
+
 class TorchvisionPart(Part):
     """A part of torchvision's, which is read whole, and then held for as long as its source is."""
 
@@ -77,8 +89,13 @@ class TorchvisionPart(Part):
         from torchvision import datasets  # seconds to import
 
         remedy = "check the connection" if self.download else "set data-path to its folder, or download = true"
+        kind = getattr(datasets, _TORCHVISION[self.source])
+        if edited := _edited(kind, self.path):
+            raise UserError(
+                f"{edited} is not as {self.source} has it, and a download would write over it: move it elsewhere to "
+                "get the real one, or store images of your own as a .npz or a folder"
+            )
         with readable(f"{self.source} cannot be loaded from {self.path}", remedy):
-            kind = getattr(datasets, _TORCHVISION[self.source])
             return kind(self.path, train=self.is_train, download=self.download)
 
     @cached_property

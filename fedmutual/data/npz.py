@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fedmutual.data.parts import Opened, Part, Rows, readable
+from fedmutual.data.images import middle
+from fedmutual.data.parts import BLOCK, Opened, Part, Rows, readable
 from fedmutual.data.pixels import RANGES, Seen, scaled
 from fedmutual.errors import UserError
 
@@ -22,14 +24,14 @@ _PREFIXES = {"train": "train_", "held_out": "val_", "test": "test_"}
 """How the arrays of a part are named, as MedMNIST has them."""
 
 
-def open_npz(path: Path, keep: bool) -> Opened:
+def open_npz(path: Path, keep: bool, size: int = 0) -> Opened:
     """An archive of images and labels, or of train_images, train_labels and the same for val and test.
 
     Labels are whole numbers or text, which are the classes' names in order. `keep` holds the archive in memory once
-    it is read, for a caller that reads every class.
+    it is read, for a caller that reads every class. With `size` each image's middle is resized to that side.
 
     Raises:
-        UserError: not such a file.
+        UserError: not such a file, or a size for samples that are no images.
     """
     with _whole(path):
         with zipfile.ZipFile(path) as archive:
@@ -44,17 +46,22 @@ def open_npz(path: Path, keep: bool) -> Opened:
             names, numbers = np.zeros(1, int), np.zeros(_header(path, images)[0][0], int)
         if len(names) == 0:
             raise UserError(f"{path} holds no samples")
-        train = NpzPart(path, prefixes["train"], names, shape, seen, keep)
+        if size and len(shape) != 3:
+            raise UserError(
+                f"size = {size} is for images, and samples of {path} have shape {list(shape)}: leave it out"
+            )
+        train = NpzPart(path, prefixes["train"], names, shape, seen, keep, size)
         train.check_length(len(numbers))
         others = {
-            name: NpzPart(path, prefix, names, shape, seen, keep)
+            name: NpzPart(path, prefix, names, shape, seen, keep, size)
             for name, prefix in prefixes.items()
             if name != "train"
         }
     used = {f"{prefix}{kind}" for prefix in prefixes.values() for kind in ("images", "labels")}
     unused = [key for key in keys if key not in used]
     notices = (f"left out of {path}: the arrays {', '.join(unused)}",) if unused else ()
-    return Opened([_text(name) for name in names], shape, train, **others, seen=seen, notices=notices)
+    shown = (shape[0], size, size) if size else shape
+    return Opened([_text(name) for name in names], shown, train, **others, seen=seen, notices=notices)
 
 
 def _whole(path: Path) -> AbstractContextManager[None]:
@@ -77,8 +84,19 @@ def _parts(path: Path, keys: list[str]) -> dict[str, str]:
 class NpzPart(Part):
     """The arrays PREFIXimages and PREFIXlabels of an archive; what is read stays only with `keep`."""
 
-    def __init__(self, path: Path, prefix: str, names: NDArray[Any], shape: tuple[int, ...], seen: Seen, keep: bool):
-        self.path, self.prefix, self.names, self.shape, self.seen, self.keep = path, prefix, names, shape, seen, keep
+    def __init__(
+        self,
+        path: Path,
+        prefix: str,
+        names: NDArray[Any],
+        shape: tuple[int, ...],
+        seen: Seen,
+        keep: bool,
+        size: int,
+    ):
+        """shape: of a sample as it is stored, channels first."""
+        self.path, self.prefix, self.names, self.shape = path, prefix, names, shape
+        self.seen, self.keep, self.size = seen, keep, size
 
     @cached_property
     def labels(self) -> Rows:
@@ -108,10 +126,28 @@ class NpzPart(Part):
     def read(self, rows: Rows) -> Tensor:
         with _whole(self.path):
             images = self._everything[rows] if self.keep else _read_rows(self.path, f"{self.prefix}images", rows)
+        if not self.size:
+            return self._samples(images)
+        samples = torch.empty(len(rows), self.shape[0], self.size, self.size)
+        for start in range(0, len(rows), BLOCK):  # large images as floats are many times what is kept of them
+            samples[start : start + BLOCK] = _fitted(self._samples(images[start : start + BLOCK]), self.size)
+        return samples
+
+    def _samples(self, images: NDArray[Any]) -> Tensor:
         samples = scaled(images, str(self.path), self.seen)
         if samples.ndim == 4:
             samples = samples.movedim(-1, 1).contiguous()
-        return samples.reshape(len(rows), *self.shape)
+        return samples.reshape(len(images), *self.shape)
+
+
+def _fitted(samples: Tensor, size: int) -> Tensor:
+    """The middle of images `[n, C, H, W]` in [-1, 1] at `size` (bicubic, antialiased): `[n, C, size, size]`."""
+    rows, columns = middle(*samples.shape[2:])
+    square = samples[..., rows, columns]
+    if square.shape[-1] == size:
+        return square
+    resized = torch.nn.functional.interpolate(square, (size, size), mode="bicubic", antialias=True)
+    return resized.clamp_(-1, 1)  # bicubic weights overshoot at edges
 
 
 def _shape(path: Path, stored: tuple[int, ...], dtype: np.dtype[Any]) -> tuple[int, ...]:

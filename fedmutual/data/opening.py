@@ -98,9 +98,9 @@ def _open(data: Data, instead: str = "", keep: bool = False) -> Opened:
         advice = f"set data-path, or {instead} where there is no data" if instead else "set data-path"
         raise UserError(f"{data.path} is missing: {advice}")
     if data.source == "npz":
-        opened = open_npz(_data_path(data), keep)
+        opened = open_npz(_data_path(data), keep, data.size)
     elif data.source == "folder":
-        opened = open_folder(_data_path(data), _checked_dims(data))
+        opened = open_folder(_data_path(data), _checked_dims(data), data.size)
     else:
         _constants(data)  # raises where settings contradict the source
         opened = open_named(data.source, lambda: _data_path(data), data.download)

@@ -11,8 +11,6 @@ from fedmutual.config import Data
 from fedmutual.data.check import OnRead
 from fedmutual.data.files import FileSource
 from fedmutual.data.fingerprint import mark
-from fedmutual.data.folder import FolderPart
-from fedmutual.data.images import header_shape
 from fedmutual.data.opening import open_source
 from fedmutual.errors import UserError
 
@@ -53,20 +51,6 @@ def settings_for(path: Path) -> dict[str, str]:
         return {"data": "npz", "data-path": str(path)}
     what = "is neither a folder nor a .npz file" if path.exists() else "is missing"
     raise UserError(f"{path} {what}: name a folder of images or a .npz with images and labels")
-
-
-def common_shape(data: Data) -> str:
-    """The setting `shape` that brings a folder's images of several shapes to one, 32 x 32; empty where all have one.
-
-    Only the headers of the images are read.
-    """
-    if data.source != "folder":
-        return ""
-    source = open_source(data, seed=0)
-    parts = (source.opened.train, source.opened.held_out, source.opened.test) if isinstance(source, FileSource) else ()
-    files = [file for part in parts if isinstance(part, FolderPart) for file in part.files]
-    shapes = {header_shape(file) for file in files}
-    return f"{max(channels for channels, *_ in shapes)},32,32" if len(shapes) > 1 else ""
 
 
 def look(data: Data, on_read: OnRead = lambda done, total: None) -> Overview:

@@ -28,9 +28,9 @@ INCEPTION_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb91
 """Of the weights that pytorch-fid and torch-fidelity publish as *inception-2015-12-05-6726825d.pth, converted
 from the TensorFlow graph of Heusel et al., 2017."""
 
-STEPS, PASSES, BATCH, LEARNING_RATE = 1500, 30, 128, 3e-3
-"""Of an extractor's training: so many steps, or passes over the images if those are fewer. Seconds for 8x8 digits
-and minutes for Fashion-MNIST on one core."""
+PASSES, BATCH, LEARNING_RATE = 30, 128, 3e-3
+"""Of an extractor's training: as many steps as the setting says, or passes over the images if those are fewer. Seconds
+for 8x8 digits and minutes for Fashion-MNIST on one core."""
 
 SEEN = 0.01
 """Share of a run's test images that its extractor may have been trained on: the duplicates of a data set."""
@@ -199,7 +199,8 @@ class Training:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive(self.config.seed, "extractor"))
             network = Classifier(self.shape[0], len(self.names)).to(self.device)
-            _train(network, images.to(self.device), labels.to(self.device), on_percent)
+            steps = steps_for(len(images), self.config.measuring.extractor_steps)
+            fit(network, images.to(self.device), labels.to(self.device), steps, on_percent)
         right = [int((_classes(network, part.to(self.device)) == y).sum()) for y, part in enumerate(self.test)]
         meta = {
             "data": self.config.data.source,
@@ -207,6 +208,7 @@ class Training:
             "shape": list(self.shape),
             "class_names": self.names,
             "training_images": len(images),
+            "steps": steps,
             "test_images": sum(map(len, self.test)),
             "accuracy": sum(right) / sum(map(len, self.test)),
         }
@@ -224,9 +226,19 @@ def _balanced(config: RunConfig) -> tuple[Tensor, Tensor]:
     return torch.cat(parts), labels
 
 
-def _train(network: Classifier, images: Tensor, labels: Tensor, on_percent: Callable[[int], None]) -> None:
+def steps_for(images: int, most: int) -> int:
+    """Gradient steps of an extractor that learns from so many images: `PASSES` over them, and no more than `most`."""
+    return min(most, PASSES * math.ceil(images / BATCH))
+
+
+def fit(
+    network: Classifier,
+    images: Tensor,
+    labels: Tensor,
+    steps: int,
+    on_percent: Callable[[int], None] = lambda done: None,
+) -> None:
     """Cross-entropy by AdamW under a one-cycle learning rate; every pass over the images in a new order."""
-    steps = min(STEPS, PASSES * math.ceil(len(images) / BATCH))
     optimizer = torch.optim.AdamW(network.parameters(), lr=LEARNING_RATE, weight_decay=0.05)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=steps)
     network.train()

@@ -48,12 +48,13 @@ def evaluate(run: RunFolder, which: Which = "last", settings: Settings = None, a
     """
     changes, here = split_here(settings)
     if changes:
+        from fedmutual.config import RunConfig
         from simulations.runs.extractor import TRAIN, extractor_to_train, with_own_extractor
         from simulations.runs.measuring import change_measuring
         from simulations.runs.networks import run_config
 
         if changes.get("extractor") == TRAIN:
-            config = with_own_extractor(run_config(run, here).but(extractor=TRAIN), run)
+            config = with_own_extractor(RunConfig.of(run_config(run, here).settings(), changes), run)
             changes["extractor"] = config.measuring.extractor
             if training := extractor_to_train(config, run):
                 train_extractor(training)

@@ -16,4 +16,8 @@ AsJson = Annotated[bool, typer.Option("--json", help='Print one object {"rows": 
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN")]
 RunFolders = Annotated[list[Path], typer.Argument(metavar="RUN...")]
 Preset = Annotated[str, typer.Argument(autocompletion=names)]
+PresetOrData = Annotated[str, typer.Argument(metavar="[PRESET|DATA]", autocompletion=names)]
+Minutes = Annotated[
+    float | None, typer.Option(help="Choose what makes the most of so many minutes; for DATA 15 by default.")
+]
 Which = Annotated[str, typer.Option("--round", help="Checkpoint: last, best, or a round's number.")]

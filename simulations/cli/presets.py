@@ -23,7 +23,9 @@ def read_preset(name: str) -> dict[str, Any]:
     path = Path(name) if name.endswith(".toml") else PRESETS / f"{name}.toml"
     if not path.exists():
         known = ", ".join(names())
-        raise UserError(f"no preset {name!r}: there are {known}, or give the path of a .toml file")
+        raise UserError(
+            f"no preset {name!r}: there are {known}, or give the path of a .toml file, a folder of images or a .npz"
+        )
     return read_settings(path)
 
 

@@ -17,8 +17,9 @@ from fedmutual.course import Course
 from fedmutual.errors import UserError
 from fedmutual.settings import parse_assignments
 from simulations.cli.inspect import measure, train_extractor, write_page
-from simulations.cli.options import AsJson, Preset, Settings
-from simulations.cli.presets import PRESETS, read_preset, record_preset, settings_of_run
+from simulations.cli.minutes import METHODS, SEEDS, Chosen, again, chosen, is_data, untimed
+from simulations.cli.options import AsJson, Minutes, Preset, PresetOrData, Settings
+from simulations.cli.presets import PRESETS, names, read_preset, record_preset, settings_of_run
 from simulations.cli.tables import print_json
 from simulations.terminal import console, moment, phases, progress
 
@@ -27,8 +28,9 @@ if TYPE_CHECKING:
 
 
 def simulate(
-    preset: Preset = "digits",
+    preset: PresetOrData = "digits",
     settings: Settings = None,
+    minutes: Minutes = None,
     out: Annotated[Path | None, typer.Option(help="Run folder; by default runs/PRESET-TIME.")] = None,
     resume: Annotated[
         Path | None, typer.Option(help="Continue the run in this folder, with its settings instead of PRESET's.")
@@ -39,9 +41,13 @@ def simulate(
 ) -> None:
     """Train a federation on this machine, one client a class, then sample, measure and report.
 
-    PRESET is the name of a preset (`fedmutual presets` lists them) or the path of a TOML file of settings.
+    PRESET is the name of a preset (`fedmutual presets` lists them) or the path of a TOML file of settings. DATA is a
+    folder of images or a .npz: network, size and steps are then chosen for the data and for the time that --minutes
+    gives, 15 by default. With --minutes a preset gets the steps that the time allows.
     """
-    config, folder = _asked_for(preset, parse_assignments(settings or []), out, resume)
+    given = parse_assignments(settings or [])
+    choice = _chosen_to_simulate(preset, minutes, given, resume, cpus, gpus)
+    config, folder = _asked_for(preset, given, out, resume, choice)
 
     with moment("starting up"):
         from simulations.engine.simulation import Simulation
@@ -50,7 +56,8 @@ def simulate(
         from simulations.runs.measuring import run_extractor
         from simulations.runs.networks import without_network
 
-    with phases() as shown:
+    part = choice.part if choice else untimed
+    with part("reading"), phases() as shown:
         shown.begin("reading the data")
         if not resume:
             config = with_own_extractor(config, folder).with_whole_paths()
@@ -60,25 +67,35 @@ def simulate(
         simulation: Simulation[Any] = Simulation(config, cpus, gpus, on_read=shown.read)
     refused = 0
     print_notices(simulation.notices)
-    if not resume:
+    if not resume and not is_data(preset):
         record_preset(simulation.journal.folder, preset)
+    if choice:
+        choice.write(simulation.journal.folder, "simulate")
     if training:
-        train_extractor(training)
-    course, names = Course(config.rounds), simulation.journal.read_run().class_names
-    with phases(then="samples, measures and the report" if config.measuring.samples else "the report") as shown:
+        with part("extractor"):
+            train_extractor(training)
+    course, class_names = Course(config.rounds), simulation.journal.read_run().class_names
+    with (
+        part("training"),
+        phases(then="samples, measures and the report" if config.measuring.samples else "the report") as shown,
+    ):
 
         def on_round(rows: list[dict[str, Any]]) -> None:
             nonlocal refused
             refused += sum(row["status"] in ("error", "rejected", "missing") for row in rows)
             course.add(rows)
-            shown.advance(course.done, course.worst_in_words(names))
+            shown.advance(course.done, course.worst_in_words(class_names))
 
         folder = simulation.run(on_round, shown.begin)
     if refused:
         print(f"{refused} replies did not get through: {folder / 'history.jsonl'} says why", file=sys.stderr)
     if config.measuring.samples:
-        measure(folder, "last")
-    write_page([folder], folder / "report.html", as_json)
+        with part("measuring"):
+            measure(folder, "last")
+    with part("page"):
+        write_page([folder], folder / "report.html", as_json)
+    if choice:
+        choice.finish(folder)
     if missing := without_network(folder):
         raise RuntimeError(
             f"class {listing(missing)} has no network, so that this run is not complete: its page and history.jsonl "
@@ -86,7 +103,18 @@ def simulate(
         )
 
 
-def _asked_for(preset: str, changes: dict[str, Any], out: Path | None, resume: Path | None) -> tuple[RunConfig, Path]:
+def _chosen_to_simulate(
+    preset: str, minutes: float | None, given: dict[str, Any], resume: Path | None, cpus: int, gpus: int
+) -> Chosen | None:
+    """The settings that are chosen, where any are; a run that is resumed has its own."""
+    if resume and minutes is not None:
+        raise UserError("--resume goes on with the steps that the run has: leave --minutes out")
+    return None if resume else chosen(preset, minutes, given, cpus, gpus)
+
+
+def _asked_for(
+    preset: str, changes: dict[str, Any], out: Path | None, resume: Path | None, choice: Chosen | None
+) -> tuple[RunConfig, Path]:
     """The settings and the folder of a run that is begun, or resumed with the settings that it has.
 
     Raises:
@@ -95,17 +123,24 @@ def _asked_for(preset: str, changes: dict[str, Any], out: Path | None, resume: P
     if resume and out:
         raise UserError("--resume continues in its own folder: leave --out out")
     folder = resume or out or Path("runs") / f"{Path(preset).stem}-{datetime.now():%Y%m%d-%H%M%S}"
-    before = settings_of_run(resume) if resume else read_preset(preset)
+    before = choice.settings if choice else settings_of_run(resume) if resume else read_preset(preset)
     config = RunConfig.of(before, changes, {"resume": resume is not None, "out": str(folder)})
     refuse_without_effect(config, changes)
     return config, folder
 
 
 def compare(
-    preset: Preset = "digits",
-    methods: Annotated[str, typer.Option(help="Names with commas between them, or all.")] = "all",
-    seeds: Annotated[int, typer.Option(help="Seeds of each method, from the setting seed on.")] = 5,
+    preset: PresetOrData = "digits",
+    methods: Annotated[
+        str | None,
+        typer.Option(help=f"Names with commas between them, or all; by default all, of DATA {METHODS}."),
+    ] = None,
+    seeds: Annotated[
+        int | None,
+        typer.Option(help=f"Seeds of each method, from the setting seed on; by default 5, of DATA {SEEDS}."),
+    ] = None,
     settings: Settings = None,
+    minutes: Minutes = None,
     out: Annotated[
         Path | None, typer.Option(help="Folder of the comparison, also one to go on with; by default a new one.")
     ] = None,
@@ -115,29 +150,38 @@ def compare(
 ) -> None:
     """Train several methods on the same data, split and budget, over several seeds, and report.
 
-    PRESET is as in simulate. `-s METHOD.key=value` changes a setting of one method alone. An arm that is finished
-    is not run again, so that the same command goes on after a stop.
+    PRESET, DATA and --minutes are as in simulate. `-s METHOD.key=value` changes a setting of one method alone. An arm
+    that is finished is not run again, so that the same command with its --out goes on after a stop.
     """
-    given = parse_assignments(settings or [])
-    changes = {**read_preset(preset), **given}
+    given, own = parse_assignments(settings or []), is_data(preset)
+    methods, seeds = methods or (METHODS if own else "all"), seeds if seeds is not None else SEEDS if own else 5
+    choice = again(out, preset, minutes) or chosen(preset, minutes, given, cpus, gpus, (methods, seeds))
+    changes = {**(choice.settings if choice else read_preset(preset)), **given}
     folder = out or Path("runs") / f"compare-{Path(preset).stem}-{datetime.now():%Y%m%d-%H%M%S}"
 
     with moment("starting up"):
         from simulations.experiments.plan import plan, run_arms
         from simulations.runs.extractor import extractor_to_train
 
-    with progress("reading the data"):
+    part = choice.part if choice else untimed
+    with part("reading"), progress("reading the data"):
         made = plan(changes, methods, seeds, folder, given=given)
     print_notices(made.notices)
+    if choice:
+        choice.write(folder, "compare")
     for config in made.arms.values() if next(iter(made.arms.values())).measuring.samples else ():
         if training := extractor_to_train(config, folder):
-            train_extractor(training)
-    with phases(then="the report") as shown:
+            with part("extractor"):
+                train_extractor(training)
+    with part("arms"), phases(then="the report") as shown:
         shown.begin("comparing", len(made.arms), "arms", timed=False)
         run_arms(made, cpus, gpus, shown.advance)
-    for place in made.places:
+    for place in made.places if not own else ():
         record_preset(place, preset)
-    write_page(made.places, folder / "report.html", as_json)
+    with part("page"):
+        write_page(made.places, folder / "report.html", as_json)
+    if choice:
+        choice.finish(folder)
 
 
 def extractor(
@@ -152,11 +196,13 @@ def extractor(
     accuracy on the test part is recorded in the file. Use it with -s extractor=FILE.
     """
     changes = parse_assignments(settings or [])
-    config = RunConfig.of(read_preset(preset), changes)
-    refuse_without_effect(config, changes)
 
     from fedmutual.device import pick_device
     from fedmutual.evaluation.features import Training
+    from simulations.runs.extractor import TRAIN
+
+    config = RunConfig.of(read_preset(preset), changes, {"extractor": TRAIN})
+    refuse_without_effect(config, changes)
 
     path = out or Path("extractors") / f"{Path(preset).stem}-{config.seed}.safetensors"
     facts, sentence = train_extractor(Training(config, path, pick_device(config.compute)), quiet=True)
@@ -231,21 +277,24 @@ def inspect(
     as_json: AsJson = False,
 ) -> None:
     """Show what will be read of your data: classes, counts, values, what is left out, copies. Nothing is trained."""
-    from fedmutual.data.overview import common_shape, look, settings_for
+    from fedmutual.data.facts import facts_of
+    from fedmutual.data.overview import look, settings_for
 
     given = parse_assignments(settings or [])
-    own: dict[str, Any] = {**settings_for(data), **given}
-    config = RunConfig.of(own)
-    if not config.data.shape and (shape := common_shape(config.data)):
-        own["shape"] = shape
-        config = config.but(shape=shape)
-        print("note: images have several shapes, and are read as", " x ".join(shape.split(",")), file=sys.stderr)
+    config = RunConfig.of(settings_for(data), given)
+    if not config.data.shape and not config.data.size and len((facts := facts_of(config.data)).shapes) > 1:
+        side = min(facts.side, 32)
+        config = config.but(shape=f"{facts.channels},{side},{side}", size=side)
+        print(
+            f"note: images have several shapes: their middle squares are read at {side} x {side}, in "
+            f"{'colour' if facts.channels == 3 else 'grey'}; -s size=N or -s shape=... reads them otherwise",
+            file=sys.stderr,
+        )
     with phases() as shown:
         shown.begin("reading the data")
         overview = look(config.data, shown.read)
     if png:
         write_sheet(png, overview.first, overview.shape)
-    command = next_command(own, overview.shape, overview.counts)
     if as_json:
         rows = [
             {"class": y, "name": name, **{part: counts[y] for part, counts in overview.counts.items()}}
@@ -267,22 +316,17 @@ def inspect(
         print(f"copies: {count} of {other} class {overview.names[z]} {repeat} another sample of {first}")
     for notice in overview.notices:
         print(f"note: {notice}")
-    print(f"next: {command}")
+    print(f"next: {next_command(data, given)}")
 
 
-def next_command(own: dict[str, Any], shape: tuple[int, ...], counts: dict[str, list[int]]) -> str:
-    """A command that trains on these data: U-Nets on images of 16 x 16 and more, else the MLP of the digits."""
-    words = ["fedmutual", "simulate", "fashion" if len(shape) == 3 and min(shape[1:]) >= 16 else "digits"]
-    settings: dict[str, Any] = {"classes": 0, "shape": "", "imbalance": "none", **own}
-    if len(shape) == 3 and max(shape[1:]) > 32 and own["data"] == "folder" and "shape" not in own:
-        settings["shape"] = f"{shape[0]},32,32"
-    smallest = min(counts["train"])
-    if "held-out" not in counts:
-        settings["held-out"] = min(20, smallest // 5)
-    settings["test"] = 0 if "test" in counts else min(65, smallest // 4)
-    if len(shape) == 3 and min(counts.get("test", [smallest // 4])) >= 2:
-        settings["extractor"] = "train"
-    return shlex.join([*words, *(word for key, value in settings.items() for word in ("-s", f"{key}={value}"))])
+def next_command(data: Path, given: dict[str, Any]) -> str:
+    """A command that trains on these data, with the settings that were given."""
+    name = (
+        str(data) if data.parent != Path() or data.is_absolute() else f"./{data}" if str(data) in names() else str(data)
+    )
+    return shlex.join(
+        ["fedmutual", "simulate", name, *(word for key in given for word in ("-s", f"{key}={given[key]}"))]
+    )
 
 
 def write_sheet(path: Path, images: "dict[int, Tensor]", shape: tuple[int, ...]) -> None:

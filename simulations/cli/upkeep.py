@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from fedmutual.config import RunConfig
+from fedmutual.errors import UserError
 from fedmutual.settings import parse_assignments
 from simulations.cli.options import AsJson, Settings
 from simulations.cli.presets import read_preset
@@ -16,11 +17,15 @@ from simulations.terminal import progress
 
 def bench(
     parts: Annotated[
-        list[str] | None, typer.Argument(metavar="PART...", help="step, round, scaling, bytes; by default step.")
+        list[str] | None,
+        typer.Argument(metavar="PART...", help="step, round, scaling, bytes or minutes; by default step."),
     ] = None,
     preset: Annotated[str, typer.Option(help="Preset whose settings are timed.")] = "digits",
     network: Annotated[list[str] | None, typer.Option(help="Network in its place; may be repeated.")] = None,
     batch: Annotated[list[int] | None, typer.Option(help="Batch in its place; may be repeated.")] = None,
+    minutes: Annotated[
+        list[float] | None, typer.Option(help="Minutes to ask of simulate, for the part minutes; may be repeated.")
+    ] = None,
     settings: Settings = None,
     as_json: AsJson = False,
 ) -> None:
@@ -28,8 +33,11 @@ def bench(
 
     step: a local step beside a plain PyTorch loop with the same arithmetic, with no peer, one and all. round: a
     simulated round beside its clients' gradient steps. scaling: the same with 5, 10 and 20 classes and 4 peers each.
-    bytes: what networks weigh on the wire.
+    bytes: what networks weigh on the wire. minutes: what `simulate --minutes` takes, of a preset or of data of your
+    own, beside what was asked; on its own.
     """
+    if minutes or "minutes" in (parts or []):
+        return _bench_minutes(parts or [], preset, minutes or [], bool(network or batch or settings), as_json)
     layers = [read_preset(preset), parse_assignments(settings or [])]
     networks, batches = [{"network": name} for name in network or []], [{"batch": size} for size in batch or []]
     configs = [RunConfig.of(*layers, one, other) for one in networks or [{}] for other in batches or [{}]]
@@ -42,6 +50,25 @@ def bench(
         return print_json(rows)
     for name in dict.fromkeys(row["name"] for row in rows):
         print_bench([row for row in rows if row["name"] == name])
+
+
+def _bench_minutes(parts: list[str], name: str, minutes: list[float], changed: bool, as_json: bool) -> None:
+    if parts != ["minutes"] or not minutes or changed:
+        raise UserError(
+            "the part minutes is timed alone, with --minutes N and --preset PRESET or DATA: "
+            "fedmutual bench minutes --preset digits --minutes 5"
+        )
+
+    from simulations.upkeep.minutes import asked_and_taken
+
+    rows = asked_and_taken(name, minutes)
+    if as_json:
+        return print_json(rows)
+    print_bench(rows)
+    for row in rows:
+        parts_of = [f"{part} {seconds:.0f}" for part, seconds in row["taken"].items()]
+        foreseen = [f"{part} {seconds:.0f}" for part, seconds in row["foreseen"].items()]
+        print(f"{row['bare_seconds'] / 60:g} minutes: took {', '.join(parts_of)}; foreseen {', '.join(foreseen)}")
 
 
 def soak(

@@ -100,7 +100,7 @@ class Simulation(Generic[P]):
             config = config.but(out=str(run_folder(config)))
         self.app = app
         self.config, self.classes = config, num_classes(config.data)
-        self.at_once = min(self.classes, cpus or len(os.sched_getaffinity(0)))
+        self.at_once = clients_at_once(self.classes, cpus)
         self.gpus = _gpus(config, gpus)
         checked = check(config.data, config.seed, on_read)
         self.counts, self.notices = checked.source.counts, checked.notices
@@ -159,6 +159,11 @@ class Simulation(Generic[P]):
                 if error.__cause__ is None or isinstance(error, RunFailed):
                     raise
                 raise RunFailed(f"Flower's simulation failed: {innermost(error)}") from error
+
+
+def clients_at_once(classes: int, cpus: int = 0) -> int:
+    """How many of so many clients train at once; `cpus` 0: one for each core that this process may use."""
+    return min(classes, cpus or len(os.sched_getaffinity(0)))
 
 
 def settings_for_clients(config: RunConfig, has_gpus: bool) -> dict[str, str]:

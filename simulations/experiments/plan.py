@@ -66,7 +66,7 @@ def plan(
         UserError: an unknown method, no seed, budgets that would be unequal, settings or data that cannot work,
             or a folder that holds something else.
     """
-    names = _names(methods)
+    names = method_names(methods)
     if seeds < 1:
         raise UserError(f"--seeds {seeds}: a comparison needs at least one seed, and five or more to mean something")
     common, own = _split(settings)
@@ -84,7 +84,12 @@ def plan(
     return made
 
 
-def _names(methods: str) -> list[str]:
+def method_names(methods: str) -> list[str]:
+    """The methods of `--methods`: names with commas between them, or `all`.
+
+    Raises:
+        UserError: a name that is none, or one that comes twice.
+    """
     known = ", ".join(RECIPES)
     if methods == "all":
         return list(RECIPES)
@@ -158,6 +163,7 @@ def _check_folder(made: Plan, base: RunConfig) -> None:
 def _same(before: dict[str, Any], now: dict[str, Any], folder: Path) -> None:
     if before.get("extractor"):  # early comparisons have it as it was typed
         before = {**before, "extractor": str(Path(before["extractor"]).expanduser().absolute())}
+    before = {**RunConfig().settings(), **before}  # earlier versions had fewer settings
     changed = [key for key in now if before.get(key) != now[key] and key not in NOT_THE_METHOD]
     if changed:
         key = changed[0]
@@ -212,7 +218,7 @@ def _run_here(made: Plan, arms: Sequence[Name], at_once: int, cores: int) -> Don
     if not arms:
         return
     context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(at_once, context, _begin, (max(1, cores // at_once),))
+    pool = ProcessPoolExecutor(at_once, context, begin_worker, (max(1, cores // at_once),))
     try:
         running: dict[Future[tuple[float, str]], Name] = {
             pool.submit(_timed, arm[0], made.arms[arm], made.place(arm)): arm for arm in arms
@@ -248,7 +254,7 @@ def _timed(method: str, config: RunConfig, folder: Path, *more: Any) -> tuple[fl
     return time.monotonic() - began, failure
 
 
-def _begin(threads: int) -> None:
+def begin_worker(threads: int) -> None:
     """A worker's share of the cores, and its end with the process that started it, however that ends."""
     torch.set_num_threads(threads)
 

@@ -31,7 +31,7 @@ from fedmutual.settings import read_settings
 from simulations.runs.networks import HERE, NOTHING_ELSE, run_config
 from simulations.runs.sampling import OnClass, draw_samples, write_samples
 
-MEASURING = ("samples", "sampler", "sampling-steps", "clip-samples", "extractor")
+MEASURING = ("samples", "sampler", "sampling-steps", "clip-samples", "extractor", "extractor-steps")
 """Settings that say how a run is measured, and not what was trained."""
 
 

@@ -390,6 +390,22 @@ def test_a_missing_set_says_how_to_get_it(tmp_path, source):
     assert not (tmp_path / "none").exists()
 
 
+@pytest.mark.parametrize("download", [False, True])
+@pytest.mark.parametrize(
+    ("source", "file"), [("cifar10", "cifar-10-batches-py/data_batch_2"), ("cifar100", "cifar-100-python/meta")]
+)
+def test_an_edited_set_is_refused_and_never_written_over(tmp_path, monkeypatch, source, file, download):
+    monkeypatch.setattr("torchvision.datasets.utils.download_url", lambda *_, **__: pytest.fail("downloaded"))
+    edited = tmp_path / file
+    edited.parent.mkdir()
+    edited.write_bytes(b"edited by its owner")
+    with pytest.raises(UserError, match=f"{edited.name} is not as {source} has it") as refused:
+        load_class(config(data=source, data_path=str(tmp_path), download=download), 0)
+    assert "download = true" not in str(refused.value)
+    assert edited.read_bytes() == b"edited by its owner"
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == [edited]
+
+
 # What a client can reach
 
 

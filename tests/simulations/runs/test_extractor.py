@@ -3,7 +3,6 @@
 from pathlib import Path
 
 from fedmutual.config import RunConfig
-from fedmutual.evaluation import features
 from fedmutual.run_folder import read_facts
 from fedmutual.settings import read_settings
 from simulations.engine.simulation import Simulation
@@ -12,10 +11,10 @@ from tests.simulations.engine.test_incomplete import train_here
 
 
 def test_simulate_trains_it_and_measures_in_its_features(tmp_path: Path, command_line, monkeypatch) -> None:
-    monkeypatch.setattr(features, "STEPS", 3)
     monkeypatch.setattr(Simulation, "_start_flower", train_here(lambda order, reply: reply))
     run = tmp_path / "run"
-    code, printed, error = command_line("simulate", "smoke", "-s", "extractor=train", "-s", "samples=70", "--out", run)
+    asked = ("-s", "extractor=train", "-s", "extractor-steps=3", "-s", "samples=70")
+    code, printed, error = command_line("simulate", "smoke", *asked, "--out", run)
     assert code == 0, error
     assert "test images classified correctly" in error
     assert printed.split()[:5] == ["class", "training", "images", "fd-features", "fd"]
@@ -23,6 +22,7 @@ def test_simulate_trains_it_and_measures_in_its_features(tmp_path: Path, command
     assert file == str(run / "extractor-{seed}.safetensors")
     assert (run / "extractor-0.safetensors").exists()
     assert read_facts(run).extractor["accuracy"] > 0
+    assert read_facts(run).extractor["steps"] == 3
     code, _, error = command_line("evaluate", run, "-s", "extractor=train")
     assert (code, "classified" in error) == (0, False)  # it is there
 
