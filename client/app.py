@@ -5,7 +5,6 @@ machine decides where its data and its state lie: the node settings `data` (npz 
 and `device` win over what the server sends.
 """
 
-import copy
 import time
 from functools import lru_cache
 from logging import ERROR, INFO
@@ -27,8 +26,8 @@ from fedmutual.data.fingerprint import FILE, Fingerprint, fingerprint, refuse_ch
 from fedmutual.device import dtype_of, pick_device
 from fedmutual.diffusion import make_process
 from fedmutual.errors import UserError
-from fedmutual.learning.held_out import held_out_loss
 from fedmutual.learning.igd import Diverged, local_steps
+from fedmutual.learning.keeping import end_round
 from fedmutual.learning.peers import Peers
 from fedmutual.learning.player import Player
 from fedmutual.networks import build
@@ -102,7 +101,7 @@ def _train(message: Message, context: Context) -> Message:
 
 
 def _round(player: Player, data: ClassData, peers: Peers, config: RunConfig, y: int, round_: int) -> Numbers:
-    """Take the round's local steps; what they measured."""
+    """Take the round's local steps and choose what is published after them; what was measured."""
     process = make_process(config.diffusion, data.train.device, dtype_of(config.compute))
     started = time.perf_counter()
     steps = local_steps(player, data.train, peers, config, process, y, round_)
@@ -114,12 +113,9 @@ def _round(player: Player, data: ClassData, peers: Peers, config: RunConfig, y: 
         "gradient-norm": steps.gradient_norm,
         "seconds": seconds,
     }
-    if config.federation.evaluate_every and round_ % config.federation.evaluate_every == 0 and len(data.held_out):
-        shown = copy.deepcopy(player.network)
-        shown.load_state_dict(player.published())
-        numbers["held-out-loss"] = held_out_loss(
-            shown, data.held_out, config.diffusion, config.compute.autocast, process, config.seed, y
-        )
+    told = end_round(player, {y: data.held_out}, config, process, round_)
+    if told:
+        numbers["held-out-loss"] = told[y]
     if config.federation.share_counts:
         numbers["count"] = len(data.train)
     return numbers

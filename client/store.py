@@ -16,6 +16,7 @@ from typing import TextIO
 from torch import Tensor
 
 from fedmutual.checkpoint import load_newest, save, writing
+from fedmutual.learning.keeping import pack_kept, unpack_kept
 from fedmutual.learning.player import Player
 
 KEPT = 2
@@ -128,9 +129,9 @@ def _round_of(path: Path) -> int:
 
 
 def _pack(player: Player) -> dict[str, Tensor]:
-    """Network, averaged parameters and optimiser state under one flat set of names."""
+    """Network, averaged parameters, what is kept and optimiser state under one flat set of names."""
     tensors = {f"network/{name}": tensor for name, tensor in player.network.state_dict().items()}
-    tensors |= {f"average/{index}": tensor for index, tensor in enumerate(player.average)}
+    tensors |= {f"average/{index}": tensor for index, tensor in enumerate(player.average)} | pack_kept(player)
     for index, state in player.optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer/{index}/{name}": tensor for name, tensor in state.items() if tensor is not None}
     return tensors
@@ -147,10 +148,11 @@ def _unpack(player: Player, tensors: dict[str, Tensor]) -> None:
             network[rest] = tensor
         elif kind == "average":
             average[int(rest)] = tensor
-        else:
+        elif kind == "optimizer":
             index, _, key = rest.partition("/")
             optimizer.setdefault(int(index), {})[key] = tensor
     player.network.load_state_dict(network)
     for place, parameter in enumerate(player.average):
         parameter.copy_(average[place])
+    unpack_kept(player, tensors)
     player.optimizer.load_state_dict({**player.optimizer.state_dict(), "state": optimizer})

@@ -45,6 +45,9 @@ Weight = Literal["one", "t", "exp", "snr", "sigma"]
 Autocast = Literal["none", "bfloat16"]
 Parametrisation = Literal["noise", "score", "velocity"]
 
+HELD_OUT_TO_CHOOSE = 8
+"""Held-out samples from which a round is chosen by them (`keep`); with fewer the last is published."""
+
 UNETS = {
     "unet-small": {"width": 16, "depth": 1, "multipliers": "1,2,4", "attention": "7,8"},
     "unet-medium": {"width": 32, "depth": 2, "multipliers": "1,2,2,2", "attention": "16"},
@@ -201,6 +204,11 @@ class Optimiser(Group):
         0.0, description="decay of the parameters, in units of the learning rate (decoupled, as in AdamW)"
     )
     ema: Fraction = Field(0.999, description="decay of the averaged network that is published; 0: the iterate")
+    keep: Literal["best", "last"] = Field(
+        "last",
+        description="the round that a class publishes; best: the last that its own held-out samples do not find worse "
+        f"than an earlier one (with fewer than {HELD_OUT_TO_CHOOSE} of them: last)",
+    )
     batch: Positive = Field(32, description="samples drawn for a step")
     draws: Literal["fresh", "fixed"] = Field(
         "fresh", description="fixed: every step uses all samples at all times with noise drawn once"
@@ -396,6 +404,10 @@ _EFFECTS: dict[str, tuple[str, Callable[[RunConfig], bool]]] = {
     "imbalance-ratio": ("imbalance", lambda config: config.data.imbalance in ("exponential", "step")),
     "head-count": ("imbalance", lambda config: config.data.imbalance != "counts"),
     "evaluate-every": ("held-out", lambda config: config.data.held_out > 0 or not config.federation.evaluate_every),
+    "keep": (
+        "held-out",
+        lambda config: config.data.held_out >= HELD_OUT_TO_CHOOSE or config.optimiser.keep == "last",
+    ),
     "horizon": ("process", lambda config: config.diffusion.process == "ou"),
     "stop": ("process", lambda config: config.diffusion.process == "ou"),
     "depth": ("network", lambda config: config.network.kind != "random-features"),
@@ -410,6 +422,9 @@ _EFFECTS: dict[str, tuple[str, Callable[[RunConfig], bool]]] = {
 
 _METHODS = {"tau": "cbdm", "proximal-mu": "fedprox"}
 """{setting: the only method of a comparison that reads it}."""
+
+_NOT_READ_BY = {"keep": {"fedavg", "fedprox", "memory"}}
+"""{setting: the methods of a comparison that do not read it}."""
 
 
 def refuse_without_effect(
@@ -428,6 +443,8 @@ def refuse_without_effect(
     for key, value in given.items():
         if key in _METHODS and _METHODS[key] not in methods:
             raise UserError(f"{key} = {value} has an effect on the method {_METHODS[key]} alone: leave {key} out")
+        if methods and not set(methods) - _NOT_READ_BY.get(key, set()):
+            raise UserError(f"{key} = {value} has no effect on {', '.join(methods)}: leave {key} out")
         if key in _EFFECTS and not any(_EFFECTS[key][1](each) for each in (config, *methods.values())):
             other = _EFFECTS[key][0]
             raise UserError(

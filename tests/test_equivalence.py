@@ -8,6 +8,7 @@ import torch
 from flwr.app import Message, MessageType
 
 from fedmutual.baselines.central_igd import central_igd
+from fedmutual.baselines.isolated import train_alone
 from fedmutual.data import ClassData
 from fedmutual.device import dtype_of
 from fedmutual.diffusion import make_process
@@ -21,14 +22,24 @@ from fedmutual.run_folder import read_history
 from tests.support.data import load_class
 from tests.support.federation import LocalGrid, assert_same, federate, networks
 
+OVERFIT = {"keep": "best", "schedule": "constant", "learning_rate": 0.05, "rounds": 7}
+"""Settings beside those of `small` under which several classes publish an earlier round."""
 
-@pytest.mark.parametrize("kind", ["mlp", "random-features"])
-def test_one_local_step_with_everyone_equals_simultaneous_igd_in_one_process(small, kind):
-    config = small(rounds=4, local_steps=1, beta_rule="constant", network=kind, dtype="float64")
+
+@pytest.mark.parametrize(("kind", "keep"), [("mlp", "last"), ("random-features", "last"), ("mlp", "best")])
+def test_one_local_step_with_everyone_equals_simultaneous_igd_in_one_process(small, kind, keep):
+    config = small(rounds=4, local_steps=1, beta_rule="constant", network=kind, dtype="float64", keep=keep)
     data = [load_class(config, y) for y in range(10)]
     doubled = [ClassData(part.train.double(), part.held_out.double()) for part in data]
     central = central_igd(config, doubled).networks
     assert_same(networks(federate(config)), central, rtol=1e-12, atol=1e-14)
+
+
+def test_beta_zero_equals_isolated_training_also_where_a_class_chooses_its_round(small):
+    config = small(beta=0.0, **OVERFIT)
+    players = {y: train_alone(config, load_class(config, y), y)[0] for y in range(10)}
+    assert {player.kept.newest for player in players.values()} == {True, False}
+    assert_same(networks(federate(config)), {y: player.published() for y, player in players.items()})
 
 
 def test_beta_zero_equals_isolated_training(small):
@@ -83,11 +94,12 @@ def test_one_averaged_network_equals_all_networks_where_features_are_shared(smal
     assert_same(one_each, averaged, rtol=1e-11, atol=1e-13)
 
 
+@pytest.mark.parametrize("own", [{}, OVERFIT], ids=["last", "best"])
 @pytest.mark.parametrize("checkpoint_every", [1, 3])
-def test_stopping_and_resuming_equals_running_through(small, tmp_path, checkpoint_every):
+def test_stopping_and_resuming_equals_running_through(small, tmp_path, checkpoint_every, own):
     """With checkpoints every 3 rounds the clients' stores are ahead of the server when it resumes."""
-    settings = {"schedule": "constant", "checkpoint_every": checkpoint_every}
-    through = small(rounds=7, **settings, out=str(tmp_path / "through"), store=str(tmp_path / "b"))
+    settings = {"schedule": "constant", "rounds": 7, "checkpoint_every": checkpoint_every, **own}
+    through = small(**settings, out=str(tmp_path / "through"), store=str(tmp_path / "b"))
     expected = networks(federate(through))
 
     class Stop(BaseException):
@@ -98,7 +110,7 @@ def test_stopping_and_resuming_equals_running_through(small, tmp_path, checkpoin
             raise Stop
         return reply
 
-    config = small(rounds=7, **settings)
+    config = small(**settings)
     with pytest.raises(Stop):
         federate(config, LocalGrid(range(10), interrupt))
     resumed = federate(config.but(resume=True), LocalGrid(range(10), seed=1))
@@ -113,9 +125,10 @@ def test_result_does_not_depend_on_the_order_of_clients(small, tmp_path):
     assert_same(first, networks(federate(other, LocalGrid(reversed(range(10)), seed=2))))
 
 
-def test_nothing_but_networks_and_listed_numbers_leaves_a_client(small):
+@pytest.mark.parametrize("keep", ["last", "best"])
+def test_nothing_but_networks_and_listed_numbers_leaves_a_client(small, keep):
     """Every array and scalar of every reply, by name and shape; none of them has the size of a sample or of a count."""
-    config = small()
+    config = small(keep=keep)
     grid = LocalGrid(range(10))
     bank = federate(config, grid)
     parameters = {name: tuple(tensor.shape) for name, tensor in bank.like.items()}

@@ -21,7 +21,7 @@ def three_digits(small, tmp_path):
     np.savez(path, images=(digits.images[kept] / 16 * 255).astype(np.uint8), labels=digits.target[kept])
 
     def make(arm, **changes):
-        own = {"data": "npz", "data_path": str(path), "imbalance": "none", "test": 0, "held_out": 5, "head_count": 0}
+        own = {"data": "npz", "data_path": str(path), "imbalance": "none", "test": 0, "held_out": 8, "head_count": 0}
         places = {"out": str(tmp_path / arm / "run"), "store": str(tmp_path / arm / "clients")}
         return small(**own, **places, **changes)
 
@@ -35,7 +35,7 @@ def three_digits(small, tmp_path):
 def test_killed_at_random_moments_and_resumed_equals_running_through(
     three_digits, tmp_path, record_property, seed, checkpoint_every
 ):
-    settings = {"rounds": 24, "local_steps": 5, "classes": 3, "checkpoint_every": checkpoint_every}
+    settings = {"rounds": 24, "local_steps": 5, "classes": 3, "checkpoint_every": checkpoint_every, "keep": "best"}
     through = three_digits("through", **settings)
     expected = networks(federate(through))
     config = three_digits("killed", **settings)

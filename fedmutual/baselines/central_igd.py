@@ -7,12 +7,12 @@ equal when everyone takes part and all peers are sent.
 import copy
 import time
 
-from fedmutual.baselines import Data, OnRound, Trained, ignore
+from fedmutual.baselines import Data, OnRound, Rows, Trained, ignore
 from fedmutual.config import RunConfig
 from fedmutual.device import dtype_of
 from fedmutual.diffusion import make_process
-from fedmutual.learning.held_out import held_out_loss
 from fedmutual.learning.igd import local_steps
+from fedmutual.learning.keeping import end_round
 from fedmutual.learning.peers import Peers, freeze
 from fedmutual.learning.player import Player
 from fedmutual.networks import build
@@ -30,7 +30,7 @@ def central_igd(config: RunConfig, data: Data, on_round: OnRound = ignore) -> Tr
     for step in range(1, each_step.rounds + 1):
         for network, player in zip(frozen, players, strict=True):
             network.load_state_dict(player.published())
-        rows = []
+        rows: Rows = []
         for y, (player, part) in enumerate(zip(players, data, strict=True)):
             began = time.perf_counter()
             steps = local_steps(player, part.train, peers[y], each_step, process, y, step)
@@ -39,16 +39,8 @@ def central_igd(config: RunConfig, data: Data, on_round: OnRound = ignore) -> Tr
         if step % config.local_steps == 0:
             round_ = step // config.local_steps
             for y, (player, part) in enumerate(zip(players, data, strict=True)):
-                rows[y] |= {"seconds": seconds[y]}
-                if (
-                    config.federation.evaluate_every
-                    and round_ % config.federation.evaluate_every == 0
-                    and len(part.held_out)
-                ):
-                    frozen[y].load_state_dict(player.published())
-                    rows[y]["held_out"] = held_out_loss(
-                        frozen[y], part.held_out, config.diffusion, config.compute.autocast, process, config.seed, y
-                    )
+                told = end_round(player, {y: part.held_out}, config, process, round_)
+                rows[y] |= {"seconds": seconds[y], "held_out": told.get(y)}
             seconds = [0.0] * len(data)
             on_round(round_, rows)
     return Trained({y: player.published() for y, player in enumerate(players)}, each_step.rounds)

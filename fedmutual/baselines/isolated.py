@@ -12,6 +12,7 @@ from fedmutual.device import dtype_of
 from fedmutual.diffusion import make_process
 from fedmutual.learning.held_out import held_out_loss
 from fedmutual.learning.igd import local_steps
+from fedmutual.learning.keeping import end_round, keeps_best
 from fedmutual.learning.peers import Peers
 from fedmutual.learning.player import Player
 from fedmutual.networks import build
@@ -28,6 +29,8 @@ def train_alone(config: RunConfig, data: ClassData, y: int) -> tuple[Player, Row
         steps = local_steps(player, data.train, Peers(), config, process, y, round_)
         seconds = time.perf_counter() - began
         rows.append({"class": y, "loss": steps.loss, "grad_norm": steps.gradient_norm, "seconds": seconds})
+        if keeps_best(config, len(data.held_out)):
+            end_round(player, {y: data.held_out}, config, process, round_)
     return player, rows
 
 

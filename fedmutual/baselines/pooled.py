@@ -4,12 +4,12 @@ Ho, Jain and Abbeel (2020) with a label. K classes make K times the steps of one
 batch, so that as many samples are seen in all; a class is seen as often as it has samples.
 """
 
-from fedmutual.baselines import Data, OnRound, Rows, Trained, ignore
+from fedmutual.baselines import Data, OnRound, Trained, ignore
 from fedmutual.config import RunConfig
 from fedmutual.device import dtype_of
 from fedmutual.diffusion import make_process
 from fedmutual.learning.conditional import Draw, Loss, Pool, by_sample, conditional_steps, denoising
-from fedmutual.learning.held_out import held_out_loss
+from fedmutual.learning.keeping import end_round
 from fedmutual.learning.player import Player
 from fedmutual.networks import OfClass, build_conditional
 
@@ -27,17 +27,9 @@ def train_conditional(config: RunConfig, data: Data, draw: Draw, loss: Loss, on_
     player = Player.start(
         build_conditional(config, tuple(pool.samples.shape[1:]), classes).to(device), config.optimiser
     )
-    published = build_conditional(config, tuple(pool.samples.shape[1:]), classes).to(device)
+    held_out = {y: part.held_out for y, part in enumerate(data)}
     for round_ in range(1, config.rounds + 1):
         conditional_steps(player, pool, draw, loss, together, process, round_)
-        rows: Rows = [{"class": y} for y in range(classes)]
-        if config.federation.evaluate_every and round_ % config.federation.evaluate_every == 0:
-            published.load_state_dict(player.published())
-            for y, part in enumerate(data):
-                if len(part.held_out):
-                    own = OfClass(published, y)
-                    rows[y]["held_out"] = held_out_loss(
-                        own, part.held_out, config.diffusion, config.compute.autocast, process, config.seed, y
-                    )
-        on_round(round_, rows)
+        told = end_round(player, held_out, config, process, round_, OfClass)
+        on_round(round_, [{"class": y, "held_out": told.get(y)} for y in range(classes)])
     return Trained({"shared": player.published()}, config.rounds * config.local_steps)

@@ -13,7 +13,11 @@ from fedmutual.seeds import generator
 HELD_OUT_TIMES = 10
 
 
-@torch.no_grad()
+def mean_loss(losses: Tensor) -> float:
+    """The mean of `held_out_losses`, over samples and then over times."""
+    return float(torch.stack([row.mean() for row in losses]).mean())
+
+
 def held_out_loss(
     network: nn.Module,
     data: Tensor,
@@ -23,7 +27,21 @@ def held_out_loss(
     seed: int,
     y: int,
 ) -> float:
-    """The denoising loss on `data: [n, *dims]`, each sample at `HELD_OUT_TIMES` times spread over the process.
+    """The mean of `held_out_losses`."""
+    return mean_loss(held_out_losses(network, data, diffusion, autocast, process, seed, y))
+
+
+@torch.no_grad()
+def held_out_losses(
+    network: nn.Module,
+    data: Tensor,
+    diffusion: Diffusion,
+    autocast: Autocast,
+    process: Process,
+    seed: int,
+    y: int,
+) -> Tensor:
+    """The denoising losses on `data: [n, *dims]`, [`HELD_OUT_TIMES`, n], at times spread over the process.
 
     The draws are the same in every round, (seed, y, 0, "held-out"), so that rounds compare.
     """
@@ -37,5 +55,5 @@ def held_out_loss(
         alpha, sigma = expand(process.alpha[index], data), expand(process.sigma[index], data)
         target = denoising_target(diffusion.parametrisation, data, xi, alpha, sigma)
         output = predict(network, process.noised(data, index, xi), process.times[index], autocast)
-        losses.append(denoising_loss(output, target, process.weight(diffusion.lambda_weight)[index]).mean())
-    return float(torch.stack(losses).mean())
+        losses.append(denoising_loss(output, target, process.weight(diffusion.lambda_weight)[index]))
+    return torch.stack(losses)

@@ -10,13 +10,29 @@ from fedmutual.config import Autocast, Optimiser
 
 
 @dataclass
+class Kept:
+    """The round that a class publishes by its held-out samples, see `fedmutual.learning.keeping`.
+
+    network: its averaged parameters; best: `[n]`, held-out losses of the best round up to now, one a sample; losses:
+    `[classes]`, the held-out losses of this round as they are reported, on the CPU; newest: whether it is the newest
+    round, so that what is published moves with the average.
+    """
+
+    network: list[Tensor]
+    best: Tensor
+    losses: Tensor
+    newest: bool = True
+
+
+@dataclass
 class Player:
-    """One class's state between rounds: network theta_y, optimiser, averaged parameters, steps taken."""
+    """One class's state between rounds: network theta_y, optimiser, averaged parameters, steps taken, what it keeps."""
 
     network: nn.Module
     optimizer: torch.optim.Optimizer
     average: list[Tensor]
     step: int = 0
+    kept: Kept | None = None
 
     @classmethod
     def start(cls, network: nn.Module, optimiser: Optimiser) -> "Player":
@@ -33,7 +49,8 @@ class Player:
     def published(self) -> dict[str, Tensor]:
         """The network that peers receive and samples come from: averaged parameters, and buffers as they are."""
         names = [name for name, _ in self.network.named_parameters()]
-        return {**self.network.state_dict(), **dict(zip(names, self.average, strict=True))}
+        parameters = self.kept.network if self.kept and not self.kept.newest else self.average
+        return {**self.network.state_dict(), **dict(zip(names, parameters, strict=True))}
 
 
 def predict(network: nn.Module, x: Tensor, t: Tensor, autocast: Autocast) -> Tensor:

@@ -10,6 +10,7 @@ from fedmutual.checkpoint import Unwritable
 from fedmutual.config import RunConfig
 from fedmutual.diffusion import make_process
 from fedmutual.learning.igd import local_steps
+from fedmutual.learning.keeping import keep_best
 from fedmutual.learning.peers import Peers
 from fedmutual.learning.player import Player
 from fedmutual.networks import build
@@ -60,6 +61,57 @@ def test_a_restored_player_goes_on_bit_for_bit(store, optimizer):
     torch.testing.assert_close(one.published(), other.published(), rtol=0, atol=0)
     torch.testing.assert_close(one.network.state_dict(), other.network.state_dict(), rtol=0, atol=0)
     assert one.step == other.step == 6
+
+
+def choose(one, *losses):
+    """What a player publishes after a round with these held-out losses on ten samples."""
+    keep_best(one, torch.tensor(losses).repeat(10), torch.tensor([sum(losses)], dtype=torch.float64))
+    return {name: tensor.clone() for name, tensor in one.published().items()}
+
+
+@pytest.mark.parametrize("worse", [False, True])
+def test_a_restored_player_publishes_what_it_kept_and_chooses_on_as_before(store, worse):
+    one, other = player(), player()
+    for round_, loss in ((1, 1.0), (2, 2.0 if worse else 0.5)):
+        advance(one, round_)
+        published = choose(one, loss, loss + 0.1)
+        store.keep(one, numbers(one, 1, round_), checkpointed=0)
+    advance(other, 9)
+    choose(other, 0.0, 0.0)  # a player that held something else before
+    store.restore(other, attempt=1, round_=3, checkpointed=0)
+    torch.testing.assert_close(other.published(), published, rtol=0, atol=0)
+    assert one.kept.newest == other.kept.newest == (not worse)
+    assert torch.equal(one.kept.best, other.kept.best)
+    assert torch.equal(one.kept.losses, other.kept.losses)
+    advance(one, 3)
+    advance(other, 3)
+    for loss in (1.5, 0.25):
+        torch.testing.assert_close(choose(one, loss, loss), choose(other, loss, loss), rtol=0, atol=0)
+
+
+def test_going_back_forgets_what_was_best_in_the_forgotten_rounds(store):
+    one, published = player(), {}
+    for round_, loss in ((1, 3.0), (2, 2.0), (3, 1.0), (4, 4.0)):
+        advance(one, round_)
+        published[round_] = choose(one, loss, loss + 0.1)
+        store.keep(one, numbers(one, 1, round_), checkpointed=2)
+    torch.testing.assert_close(published[4], published[3], rtol=0, atol=0)
+    again = player()
+    assert store.restore(again, attempt=2, round_=3, checkpointed=2)["round"] == 2
+    torch.testing.assert_close(again.published(), published[2], rtol=0, atol=0)
+    advance(again, 3)
+    choose(again, 1.5, 1.6)  # worse than the forgotten round 3, better than all that are remembered
+    assert again.kept.newest
+
+
+def test_a_state_from_before_a_class_chose_has_nothing_kept(store):
+    one, other = player(), player()
+    advance(one, 1)
+    store.keep(one, numbers(one, 1, 1), checkpointed=0)
+    choose(other, 1.0, 1.0)
+    store.restore(other, attempt=1, round_=2, checkpointed=0)
+    assert other.kept is None
+    torch.testing.assert_close(other.published(), one.published(), rtol=0, atol=0)
 
 
 def test_an_empty_store_starts_from_the_beginning(store):

@@ -168,6 +168,7 @@ def test_data_of_ones_own_keep_their_tail_by_default(settings, tail):
         ({"scarcity": 5.0}, {"beta-rule": "constant"}, "scarcity = 5.0 has no effect"),
         ({"batch": 5}, {"draws": "fixed"}, "batch = 5 has no effect"),
         ({"evaluate-every": 2}, {"held-out": 0}, "evaluate-every = 2 has no effect with held-out = 0"),
+        ({"keep": "best", "held-out": 7}, {}, "keep = best has no effect with held-out = 7"),
         ({"tau": 2.0}, {}, "tau = 2.0 has an effect on the method cbdm alone"),
         ({"proximal-mu": 2.0}, {}, "fedprox alone"),
         ({"exchange": "mean"}, {}, "exchange = mean averages parameters"),
@@ -185,6 +186,13 @@ def test_a_setting_that_has_an_effect_on_one_method_of_a_comparison_is_kept():
     config = RunConfig.of({"beta-rule": "constant"})
     methods = {"cbdm": config, "mutual-scarcity": config.but(beta_rule="scarcity")}
     refuse_without_effect(config, {"tau": 2.0, "scarcity": 3.0, "mutual.beta": 1.0}, methods)
+
+
+def test_a_setting_that_no_method_of_a_comparison_reads_is_refused():
+    config, given = RunConfig.of({"keep": "best"}), {"keep": "best"}
+    with pytest.raises(UserError, match="keep = best has no effect on fedavg, memory: leave keep out"):
+        refuse_without_effect(config, given, {"fedavg": config, "memory": config})
+    refuse_without_effect(config, given, {"fedavg": config, "pooled": config})
 
 
 @pytest.mark.parametrize("path", PRESETS, ids=lambda path: path.stem)

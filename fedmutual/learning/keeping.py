@@ -1,0 +1,106 @@
+"""Which of its own rounds a class publishes: the last, or the last of those that its held-out samples find best.
+
+A class with few samples overfits while a large one still learns, and each may stop at a round of its own. Let l_r be
+the held-out losses of the averaged network after round r, one a sample, and b the round of the smallest mean up to now.
+The network of round r is published unless l_r - l_b is above 0 by more than a standard error: Breiman's
+one-standard-error rule on paired differences, with the last round as the safe choice. So the noise of a round, or few
+samples, keep nobody back, and what is published changes nothing in how the class trains on.
+"""
+
+import copy
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from fedmutual.config import HELD_OUT_TO_CHOOSE, RunConfig
+from fedmutual.diffusion import Process
+from fedmutual.learning.held_out import held_out_losses, mean_loss
+from fedmutual.learning.player import Kept, Player
+from fedmutual.theory.choice import choose
+
+OfClass = Callable[[nn.Module, int], nn.Module]
+"""(the player's network, class) -> the network of that class, (x, t) -> output."""
+
+
+def keeps_best(config: RunConfig, held_out: int) -> bool:
+    """Whether a player with so many held-out samples chooses among its rounds."""
+    return config.optimiser.keep == "best" and held_out >= HELD_OUT_TO_CHOOSE
+
+
+def end_round(
+    player: Player,
+    held_out: Mapping[int, Tensor],
+    config: RunConfig,
+    process: Process,
+    round_: int,
+    of_class: OfClass = lambda network, y: network,
+) -> dict[int, float]:
+    """Choose what a player publishes after a round, by the held-out samples {class: [n, *dims]} of what it trains on.
+
+    Returns {class: the held-out loss of what is published}, in rounds that report it (`evaluate-every`). The newest
+    network is measured in these rounds, and in every round where the player chooses.
+    """
+    held_out = {y: samples for y, samples in held_out.items() if len(samples)}
+    every, chooses = config.federation.evaluate_every, keeps_best(config, sum(map(len, held_out.values())))
+    reports = bool(every and round_ % every == 0)
+    if not held_out or not (chooses or reports):
+        return {}
+    network, seed, autocast = _averaged(player), config.seed, config.compute.autocast
+    losses = {
+        y: held_out_losses(of_class(network, y), samples, config.diffusion, autocast, process, seed, y)
+        for y, samples in held_out.items()
+    }
+    told = torch.tensor([mean_loss(own) for own in losses.values()], dtype=torch.float64)
+    if chooses:
+        told = keep_best(player, torch.cat([own.mean(0) for own in losses.values()]), told).losses
+    return dict(zip(held_out, told.tolist(), strict=True)) if reports else {}
+
+
+def _averaged(player: Player) -> nn.Module:
+    """A network of its own with the averaged parameters as they are."""
+    network = copy.deepcopy(player.network)
+    with torch.no_grad():
+        for parameter, average in zip(network.parameters(), player.average, strict=True):
+            parameter.copy_(average)
+    return network
+
+
+def keep_best(player: Player, losses: Tensor, told: Tensor) -> Kept:
+    """Publish the newest round, unless its held-out `losses: [n]` are worse than the best round's beyond their error.
+
+    told: `[classes]`, what is reported of the newest round if it is published. Returns what is published from now on.
+    """
+    before = player.kept
+    if before and not _as_good(losses, before.best):
+        before.newest = False
+        return before
+    best = before.best if before and before.best.mean() <= losses.mean() else losses
+    player.kept = Kept([parameter.clone() for parameter in player.average], best, told)
+    return player.kept
+
+
+def _as_good(losses: Tensor, best: Tensor) -> bool:
+    """Whether held-out samples cannot tell a round with such losses `[n]` from a better one, `best: [n]`."""
+    finite = bool(losses.isfinite().all())
+    return finite and bool(choose(torch.stack([losses, best]), (1.0, 0.0)))
+
+
+def pack_kept(player: Player) -> dict[str, Tensor]:
+    """What a player publishes of an earlier round, and what its next choice needs, under names `kept/...`."""
+    kept = player.kept
+    if not kept:
+        return {}
+    network = {} if kept.newest else {f"kept/{place}": parameter for place, parameter in enumerate(kept.network)}
+    return {"kept/best": kept.best, "kept/losses": kept.losses, **network}
+
+
+def unpack_kept(player: Player, tensors: Mapping[str, Tensor]) -> None:
+    """The inverse of `pack_kept`, into a player whose average is in place."""
+    player.kept = None
+    if "kept/best" in tensors:
+        newest, average = "kept/0" not in tensors, player.average
+        network = average if newest else [tensors[f"kept/{i}"] for i in range(len(average))]
+        best = tensors["kept/best"].to(average[0].device)
+        copies = [parameter.to(average[0].device, copy=True) for parameter in network]
+        player.kept = Kept(copies, best, tensors["kept/losses"], newest)

@@ -1,0 +1,135 @@
+"""Which round a class publishes: the last, unless its own held-out samples find it worse than an earlier one."""
+
+import pytest
+import torch
+
+from fedmutual.baselines.isolated import train_alone
+from fedmutual.baselines.pooled import pooled
+from fedmutual.config import RunConfig
+from fedmutual.data import ClassData
+from fedmutual.diffusion import make_process
+from fedmutual.learning.held_out import held_out_loss
+from fedmutual.learning.igd import local_steps
+from fedmutual.learning.keeping import end_round, keep_best
+from fedmutual.learning.peers import Peers
+from fedmutual.learning.player import Player
+from fedmutual.networks import build
+from tests.support.federation import assert_same
+
+SHAPE = (1, 4, 4)
+
+
+def config(**settings):
+    base = {"width": 64, "depth": 2, "batch": 8, "diffusion-steps": 25, "local-steps": 30, "rounds": 12, "ema": 0.5}
+    base |= {"schedule": "constant", "learning-rate": 0.01, "keep": "best", "beta": 0.0}
+    return RunConfig.of(base, {key.replace("_", "-"): value for key, value in settings.items()})
+
+
+def player_of(settings):
+    return Player.start(build(settings, SHAPE, 0), settings.optimiser)
+
+
+@pytest.fixture
+def few():
+    """Three samples to train on, so that a class overfits within rounds, and twenty held out."""
+    samples = torch.rand(23, *SHAPE, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    return ClassData(samples[:3], samples[3:])
+
+
+def published_rounds(sequence):
+    """The round published after each of the rounds that have these held-out losses, one a sample."""
+    player, published = player_of(config()), []
+    for round_, losses in enumerate(sequence, 1):
+        for parameter in player.average:
+            parameter.fill_(round_)
+        keep_best(player, torch.tensor(losses, dtype=torch.float64), torch.tensor([float(round_)], dtype=torch.float64))
+        tensors = {tensor.unique().item() for name, tensor in player.published().items() if "weight" in name}
+        assert len(tensors) == 1
+        published.append(int(tensors.pop()))
+        assert player.kept.losses.tolist() == [published[-1]]
+    return published
+
+
+def around(mean, spread):
+    """Eight losses with this mean, which lie so far from those of `around(other, 0)`."""
+    return [mean + spread * sign for sign in (1, -1) * 4]
+
+
+@pytest.mark.parametrize(
+    ("sequence", "expected"),
+    [
+        ([around(3, 0), around(2, 1), around(1, 0)], [1, 2, 3]),  # learning
+        ([around(1, 0), around(2, 0.1), around(2, 0.1)], [1, 1, 1]),  # overfitting
+        ([around(1, 0), around(2, 0.1), around(0.5, 0.1)], [1, 1, 3]),  # a bad round on the way
+        ([around(1, 0), around(1.1, 1), around(1.1, 1)], [1, 2, 3]),  # worse, but not beyond its error
+        ([around(1, 0), around(1, 0)], [1, 2]),  # as good
+        # Each is hardly worse than the one before; what counts is the best.
+        ([around(1, 0.0), around(1.3, 1), around(1.6, 1.0), around(1.9, 1.0)], [1, 2, 2, 2]),
+        ([around(1, 0), [float("nan")] * 8, around(0.5, 0)], [1, 1, 3]),
+    ],
+)
+def test_the_last_round_is_published_unless_held_out_samples_find_it_worse(sequence, expected):
+    assert published_rounds(sequence) == expected
+
+
+def test_an_error_of_few_samples_is_widened_by_students_t():
+    """One standard error holds 68 % of a normal distribution: 1.08 errors for 8 samples, 1.32 for 3."""
+    error = 8**-0.5 * (8 / 7) ** 0.5  # of the mean of eight that lie 1 above or below it
+    within, beyond = around(1.0 + 1.05 * error, 1), around(1.0 + 1.10 * error, 1)
+    assert published_rounds([around(1, 0), within]) == [1, 2]
+    assert published_rounds([around(1, 0), beyond]) == [1, 1]
+
+
+def test_a_class_that_overfits_publishes_an_earlier_round_and_trains_on_as_before(few):
+    settings, process = config(), make_process(config().diffusion)
+    keeping, going_on = player_of(settings), player_of(settings)
+    last = settings.but(keep="last")
+    for round_ in range(1, 13):
+        for player, own in ((keeping, settings), (going_on, last)):
+            local_steps(player, few.train, Peers(), own, process, 0, round_)
+            told = end_round(player, {0: few.held_out}, own, process, round_)
+            network = build(own, SHAPE, 0)
+            network.load_state_dict(player.published())
+            loss = held_out_loss(network, few.held_out, own.diffusion, "none", process, own.seed, 0)
+            assert told[0] == pytest.approx(loss, rel=1e-6)
+            player.told = told[0]
+    assert not keeping.kept.newest
+    assert going_on.kept is None
+    assert keeping.told < 0.9 * going_on.told
+    assert_same({0: keeping.network.state_dict()}, {0: going_on.network.state_dict()})
+    torch.testing.assert_close(keeping.average, going_on.average, rtol=0, atol=0)
+
+
+def test_with_too_few_held_out_samples_the_last_round_is_published(few):
+    published = {}
+    for held_out in (7, 8):
+        data = ClassData(few.train, few.held_out[:held_out])
+        published[held_out] = [train_alone(config(keep=keep), data, 0)[0].published() for keep in ("best", "last")]
+    assert_same({0: published[7][0]}, {0: published[7][1]})
+    assert any(not torch.equal(published[8][0][name], published[8][1][name]) for name in published[8][0])
+
+
+@pytest.mark.parametrize(("every", "rounds"), [(0, []), (1, [1, 2, 3, 4]), (2, [2, 4])])
+def test_the_choice_needs_no_round_that_reports(few, every, rounds):
+    settings, process = config(evaluate_every=every), make_process(config().diffusion)
+    player, told = player_of(settings), []
+    for round_ in range(1, 5):
+        local_steps(player, few.train, Peers(), settings, process, 0, round_)
+        if end_round(player, {0: few.held_out}, settings, process, round_):
+            told.append(round_)
+        assert player.kept
+    assert told == rounds
+
+
+def test_one_network_for_all_classes_chooses_by_the_held_out_samples_of_all(few):
+    rows = []
+    settings = config(rounds=6)
+    data = [few, ClassData(-few.train, -few.held_out)]
+    best = pooled(settings, data, lambda round_, lines: rows.append([line["held_out"] for line in lines]))
+    last = pooled(settings.but(keep="last"), data)
+    means = [sum(row) / 2 for row in rows]
+    assert means[-1] == min(means)
+    assert any(
+        not torch.equal(best.networks["shared"][name], last.networks["shared"][name])
+        for name in last.networks["shared"]
+    )
