@@ -269,7 +269,9 @@ class Measuring(Group):
 
     title = "Samples and measures"
     samples: Count = Field(500, description="generated samples of each class, for grids and metrics")
-    sampler: Literal["ddpm", "exponential", "ddim", "dpm-solver++"] = Field("ddpm", description="of samples")
+    sampler: Literal["ddpm", "exponential", "ddim", "dpm-solver++", "sde-dpm-solver++"] = Field(
+        "ddpm", description="of samples"
+    )
     sampling_steps: Count = Field(0, description="steps of the sampler; 0: one for each training time")
     clip_samples: bool = Field(True, description="keep the sampler's guess of x_0 inside [-1, 1]")
     extractor: str = Field(

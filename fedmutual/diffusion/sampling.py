@@ -4,7 +4,7 @@ All act on the same tables alpha, sigma; `clip` keeps the implied guess of x_0 i
 for images.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -41,9 +41,27 @@ def noise_predictor(
     return predict
 
 
-def _levels(process: Process, steps: int) -> Iterator[tuple[int, Tensor, Tensor]]:
-    """(index, alpha there, alpha after the step) for `steps` indices spread evenly from N - 1 down to 0."""
-    indices = torch.linspace(len(process) - 1, 0, steps).round().long().tolist()
+def even(process: Process, steps: int) -> list[int]:
+    """`steps` indices spread evenly from N - 1 down to 0."""
+    indices: list[int] = torch.linspace(len(process) - 1, 0, steps).round().long().tolist()
+    return indices
+
+
+def karras(process: Process, steps: int, rho: float = 7.0) -> list[int]:
+    """`steps` indices from N - 1 down to 0 between which (sigma / alpha)^{1 / rho} falls evenly, all of them different.
+
+    The spacing of Karras et al. (2022): most steps where little noise is left, to which an image owes its details.
+    """
+    noise = (process.sigma.double() / process.alpha.double()).cpu().pow(1 / rho)
+    wanted = torch.linspace(float(noise[-1]), float(noise[0]), steps, dtype=torch.float64)
+    indices: list[int] = []
+    for left, index in zip(range(steps - 1, -1, -1), (noise - wanted[:, None]).abs().argmin(1).tolist(), strict=True):
+        indices.append(max(left, min(index, indices[-1] - 1)) if indices else index)
+    return indices
+
+
+def _levels(process: Process, indices: Sequence[int]) -> Iterator[tuple[int, Tensor, Tensor]]:
+    """(index, alpha there, alpha after the step) of steps at these indices."""
     stop = process.alpha.new_tensor(process.alpha_stop)
     alphas = [*(process.alpha[index] for index in indices), stop]
     yield from zip(indices, alphas[:-1], alphas[1:], strict=True)
@@ -51,20 +69,43 @@ def _levels(process: Process, steps: int) -> Iterator[tuple[int, Tensor, Tensor]
 
 def _ddpm(predict: Predict, process: Process, x: Tensor, steps: int, generator: torch.Generator) -> Tensor:
     """Ancestral sampling: x_s ~ q(x_s | x_t, x_0) at the predicted x_0 (Ho, Jain and Abbeel 2020, eq. 7)."""
-    for index, alpha, alpha_next in _levels(process, steps):
+    for index, alpha, alpha_next in _levels(process, even(process, steps)):
         x0 = (x - process.sigma[index] * predict(x, index)) / alpha
-        ratio = alpha / alpha_next
-        variance, variance_next = 1 - alpha**2, 1 - alpha_next**2
-        mean = (alpha_next * (1 - ratio**2) * x0 + ratio * variance_next * x) / variance
-        spread = ((1 - ratio**2) * variance_next / variance).sqrt()
-        x = mean + spread * torch.randn(x.shape, generator=generator, device=x.device, dtype=x.dtype)
+        x = _ancestral(x, x0, alpha, alpha_next, generator)
+    return x
+
+
+def _ancestral(x: Tensor, x0: Tensor, alpha: Tensor, alpha_next: Tensor, generator: torch.Generator) -> Tensor:
+    """A draw of q(x_s | x_t, x_0)."""
+    ratio = alpha / alpha_next
+    variance, variance_next = 1 - alpha**2, 1 - alpha_next**2
+    mean = (alpha_next * (1 - ratio**2) * x0 + ratio * variance_next * x) / variance
+    spread = ((1 - ratio**2) * variance_next / variance).sqrt()
+    return mean + spread * torch.randn(x.shape, generator=generator, device=x.device, dtype=x.dtype)
+
+
+def _sde_dpm_solver(predict: Predict, process: Process, x: Tensor, steps: int, generator: torch.Generator) -> Tensor:
+    """SDE-DPM-Solver++(2M) of Lu et al. (2022): ancestral sampling of second order, on the levels of `karras`.
+
+    A step uses x_0 + (h / 2 h') (x_0 - x_0') in place of the predicted x_0, where x_0' is the prediction of the step
+    before, and h, h' are this step and that one in lambda = log(alpha / sigma). The first step and the last have none.
+    """
+    log_ratio = (process.alpha / process.sigma).log()
+    levels = list(_levels(process, karras(process, steps)))
+    before: Tensor | None = None
+    for place, (index, alpha, alpha_next) in enumerate(levels):
+        x0 = guess = (x - process.sigma[index] * predict(x, index)) / alpha
+        if before is not None and place + 1 < steps:
+            now, previous, following = log_ratio[[index, levels[place - 1][0], levels[place + 1][0]]]
+            guess = x0 + (following - now) / (2 * (now - previous)) * (x0 - before)
+        x, before = _ancestral(x, guess, alpha, alpha_next, generator), x0
     return x
 
 
 def _exponential(predict: Predict, process: Process, x: Tensor, steps: int, generator: torch.Generator) -> Tensor:
     """Exponential integrator of the reverse Ornstein-Uhlenbeck process with the score frozen over a step:
     x <- e^h x + 2 (e^h - 1) s(x, t) + sqrt(e^{2h} - 1) z, h the step in OU time (the paper, sampling)."""
-    for index, alpha, alpha_next in _levels(process, steps):
+    for index, alpha, alpha_next in _levels(process, even(process, steps)):
         growth = alpha_next / alpha
         score = -predict(x, index) / process.sigma[index]
         noise = torch.randn(x.shape, generator=generator, device=x.device, dtype=x.dtype)
@@ -104,6 +145,7 @@ SAMPLERS = {
     "exponential": _exponential,
     "ddim": _diffusers("DDIMScheduler"),
     "dpm-solver++": _diffusers("DPMSolverMultistepScheduler"),
+    "sde-dpm-solver++": _sde_dpm_solver,
 }
 
 

@@ -21,7 +21,7 @@ from simulations.runs.measuring import run_extractor
 from simulations.runs.networks import NOTHING_ELSE, class_networks, run_config, run_shape
 from simulations.runs.sampling import draw
 
-SAMPLERS = ("ddpm", "ddim", "dpm-solver++")
+SAMPLERS = ("ddpm", "ddim", "dpm-solver++", "sde-dpm-solver++")
 
 
 class Drawn(NamedTuple):

@@ -30,6 +30,7 @@ SMALL = {
     "rounds": 2,
     "local-steps": 3,
     "ema": 0.5,
+    "keep": "last",
     "samples": 0,
 }
 """Settings of a federation that takes a second."""

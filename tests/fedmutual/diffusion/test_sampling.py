@@ -6,7 +6,7 @@ from torch import nn
 
 from fedmutual.data.mixtures import MIXTURES, Mixture
 from fedmutual.diffusion import ddpm, ornstein_uhlenbeck
-from fedmutual.diffusion.sampling import SAMPLERS, noise_predictor, sample
+from fedmutual.diffusion.sampling import SAMPLERS, _sde_dpm_solver, betas, karras, noise_predictor, sample
 
 
 class Exact(nn.Module):
@@ -82,6 +82,46 @@ def test_ancestral_step_is_that_of_diffusers():
         torch.testing.assert_close(
             mean + ((1 - ratio**2) * rest_next / rest).sqrt() * z, previous, rtol=1e-3, atol=1e-5
         )
+
+
+def test_levels_of_karras_fall_evenly_in_the_root_of_the_noise_ratio_and_differ():
+    process = ddpm(1000)
+    indices = karras(process, 25)
+    assert (indices[0], indices[-1], len(set(indices))) == (999, 0, 25)
+    root = (process.sigma / process.alpha).pow(1 / 7)[indices]
+    steps = -root.diff()
+    assert steps[:15].std() < 0.05 * steps[:15].mean()  # further down neighbouring times are further apart than a step
+    for count in (1, 2, 20, 99, 100):
+        few = karras(ddpm(100), count)
+        assert (few[0], len(few), few) == (99, count, sorted(set(few), reverse=True))
+
+
+def test_second_order_ancestral_steps_are_those_of_diffusers():
+    """On the same levels, from the same predictions and noise."""
+    import diffusers
+
+    process, steps = ddpm(1000), 20
+    head, _ = MIXTURES["overlap"]()
+    predict = noise_predictor(Exact(head, process, "noise"), process, "noise", clip=False)
+    indices = karras(process, steps)
+    scheduler = diffusers.DPMSolverMultistepScheduler(
+        trained_betas=betas(process).numpy(), algorithm_type="sde-dpmsolver++", final_sigmas_type="zero"
+    )
+    scheduler.set_timesteps(timesteps=indices)
+    start = torch.randn(50, 1, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    x, draws = start, torch.Generator().manual_seed(2)
+    for index, t in zip(indices, scheduler.timesteps, strict=True):
+        z = torch.randn(x.shape, generator=draws, dtype=x.dtype)
+        x = scheduler.step(predict(x, index), t, x, variance_noise=z).prev_sample
+    ours = _sde_dpm_solver(predict, process, start, steps, torch.Generator().manual_seed(2))
+    torch.testing.assert_close(ours, x, rtol=1e-3, atol=1e-3)
+
+
+def test_second_order_needs_fewer_steps_than_first():
+    """The standard deviation of N(0, 0.25 I) drawn in ten steps from its exact score."""
+    mixture, process = Mixture.of((1.0, 0.0, 0.25)), ddpm(1000)
+    error = {name: abs(draw(mixture, process, name, 50_000, steps=10).std() - 0.5) for name in SAMPLERS}
+    assert error["sde-dpm-solver++"] < 0.3 * error["ddpm"]
 
 
 def test_clipping_keeps_the_guess_of_x0_inside_the_data_range():
