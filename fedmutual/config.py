@@ -205,7 +205,7 @@ class Optimiser(Group):
     )
     ema: Fraction = Field(0.999, description="decay of the averaged network that is published; 0: the iterate")
     keep: Literal["best", "last"] = Field(
-        "last",
+        "best",
         description="the round that a class publishes; best: the last that its own held-out samples do not find worse "
         f"than an earlier one (with fewer than {HELD_OUT_TO_CHOOSE} of them: last)",
     )

@@ -2,9 +2,9 @@
 
 A class with few samples overfits while a large one still learns, and each may stop at a round of its own. Let l_r be
 the held-out losses of the averaged network after round r, one a sample, and b the round of the smallest mean up to now.
-The network of round r is published unless l_r - l_b is above 0 by more than `CAUTION` standard errors, widened by
-Student's t: Breiman's rule on paired differences, with the last round as the safe choice. So the noise of a round, or
-few samples, keep nobody back, and what is published changes nothing in how the class trains on.
+The network of round r is published unless l_r - l_b is above 0 by more than a standard error, widened by Student's
+t: Breiman's one-standard-error rule on paired differences, with the last round as the safe choice. So the noise of a
+round, or few samples, keep nobody back, and what is published changes nothing in how the class trains on.
 """
 
 import copy
@@ -18,10 +18,6 @@ from fedmutual.diffusion import Process
 from fedmutual.learning.held_out import held_out_losses, mean_loss
 from fedmutual.learning.player import Kept, Player
 from fedmutual.theory.choice import choose
-
-CAUTION = 2.0
-"""Standard errors beyond which a round counts as worse. Two and not one, for the best of many rounds is best by luck as
-well; on digits (docs/results/digits.md) the distance to images that took no part is the better for it."""
 
 OfClass = Callable[[nn.Module, int], nn.Module]
 """(the player's network, class) -> the network of that class, (x, t) -> output."""
@@ -87,7 +83,7 @@ def keep_best(player: Player, losses: Tensor, told: Tensor) -> Kept:
 def _as_good(losses: Tensor, best: Tensor) -> bool:
     """Whether held-out samples cannot tell a round with such losses `[n]` from a better one, `best: [n]`."""
     finite = bool(losses.isfinite().all())
-    return finite and bool(choose(torch.stack([losses, best]), (1.0, 0.0), CAUTION))
+    return finite and bool(choose(torch.stack([losses, best]), (1.0, 0.0)))
 
 
 def pack_kept(player: Player) -> dict[str, Tensor]:

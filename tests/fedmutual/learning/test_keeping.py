@@ -64,7 +64,7 @@ def around(mean, spread):
         ([around(1, 0), around(1.1, 1), around(1.1, 1)], [1, 2, 3]),  # worse, but not beyond its error
         ([around(1, 0), around(1, 0)], [1, 2]),  # as good
         # Each is hardly worse than the one before; what counts is the best.
-        ([around(1, 0), around(1.3, 0.5), around(1.6, 0.5), around(1.9, 0.5)], [1, 2, 2, 2]),
+        ([around(1, 0), around(1.3, 1), around(1.6, 1), around(1.9, 1)], [1, 2, 2, 2]),
         ([around(1, 0), [float("nan")] * 8, around(0.5, 0)], [1, 1, 3]),
     ],
 )
@@ -73,9 +73,9 @@ def test_the_last_round_is_published_unless_held_out_samples_find_it_worse(seque
 
 
 def test_an_error_of_few_samples_is_widened_by_students_t():
-    """Beyond two standard errors lie 2.3 % of a normal distribution: beyond 2.43 errors of eight samples."""
+    """One standard error holds 68 % of a normal distribution: 1.08 errors of eight samples."""
     error = 8**-0.5 * (8 / 7) ** 0.5  # of the mean of eight that lie 1 above or below it
-    within, beyond = around(1.0 + 2.38 * error, 1), around(1.0 + 2.48 * error, 1)
+    within, beyond = around(1.0 + 1.05 * error, 1), around(1.0 + 1.10 * error, 1)
     assert published_rounds([around(1, 0), within]) == [1, 2]
     assert published_rounds([around(1, 0), beyond]) == [1, 1]
 
