@@ -11,10 +11,13 @@ from flwr.app import Context, Message, MessageType, RecordDict
 from fedmutual.networks import build
 from fedmutual.networks.owned import class_folder, read_owned
 from fedmutual.networks.split import PRIVATE, sent
+from fedmutual.records import pack_network
 from fedmutual.run_folder import read_facts, read_history
 from server.roster import RunFailed
 from simulations.experiments.arm import _drop_states
+from simulations.runs.membership import audit_run
 from simulations.runs.networks import class_networks, read_networks
+from simulations.runs.peer_gain import weigh_peers
 from tests.support.federation import LocalGrid, assert_same, federate, networks
 
 
@@ -41,8 +44,7 @@ def test_the_private_part_is_in_no_message(split):
         for record in message.content.array_records.values():
             records += 1
             assert {name: tuple(array.shape) for name, array in record.items()} == parameters
-            sizes = {array.numpy().nbytes for array in record.values()}
-            assert not any(t.numpy().tobytes() in array.data for array in record.values() for t in secrets), sizes
+            assert not any(t.numpy().tobytes() in array.data for array in record.values() for t in secrets)
     assert records == 2 * 10 * 9 + 2 * 10
 
 
@@ -120,14 +122,21 @@ def test_an_audit_attacks_what_is_sent_and_on_request_the_whole(split, command_l
 
 
 def test_the_published_part_alone_needs_no_store_to_be_attacked(split):
-    from simulations.runs.membership import audit_run
-
     config = split(samples=12)
     federate(config)
     run = Path(config.federation.out)
     before = audit_run(run)
     shutil.rmtree(config.federation.store)
     assert audit_run(run) == before
+
+
+def test_peers_are_weighed_where_they_know_something(split):
+    """Below the split a peer was sent nothing, so that there is nothing to weigh."""
+    config = split(held_out=5)
+    federate(config)
+    rows = weigh_peers(Path(config.federation.out))
+    assert {row["t"] for row in rows} == {0.7, 0.9}
+    assert [row["class"] for row in rows] == [y for y in [*range(10), "rarest", "mean"] for _ in range(2)]
 
 
 def test_a_network_in_two_parts_is_not_exported(split, command_line, tmp_path):
@@ -177,8 +186,6 @@ def test_a_client_sends_no_more_than_its_own_settings_allow(split, asked, own, s
 
 def test_a_reply_with_the_private_part_is_refused_by_the_server(split):
     """A client of another version, or one that errs: its whole network is not let in."""
-    from fedmutual.records import pack_network
-
     config = split(rounds=1)
 
     def whole(order: Message, reply: Message) -> Message:
