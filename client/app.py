@@ -1,8 +1,9 @@
 """The ClientApp: says which class it is, and takes local steps against the peers it is sent.
 
-The only things that leave are the network and the numbers listed in `fedmutual.records`. The client's own
-machine decides where its data and its state lie: the node settings `data` (npz or folder), `data-path`, `store`
-and `device` win over what the server sends.
+The only things that leave are the network, or the part of it that `publish` says, and the numbers listed in
+`fedmutual.records`. The client's own machine decides where its data and its state lie: the node settings `data` (npz or
+folder), `data-path`, `store` and `device` win over what the server sends. A node setting `publish` is the only way in
+which this client takes part, and `split` the lowest noise at which it publishes.
 """
 
 import time
@@ -31,6 +32,7 @@ from fedmutual.learning.keeping import end_round
 from fedmutual.learning.peers import Peers
 from fedmutual.learning.player import Player
 from fedmutual.networks import build
+from fedmutual.networks.split import sent
 from fedmutual.records import Network, Rejected, check_values, norm_limit, pack_network, pack_numbers, unpack_order
 
 NODE_SETTINGS = ("data", "data-path", "store", "device")
@@ -73,14 +75,16 @@ def train(message: Message, context: Context) -> Message:
 def _train(message: Message, context: Context) -> Message:
     order = unpack_order(message.content)
     config = RunConfig.of(order["settings"], node_settings(context))
+    check_consent(config, context)
     y, attempt, round_ = class_of(context), order["attempt"], order["round"]
     checkpointed, device = order["checkpointed"], pick_device(config.compute)
     data = own_data(config, y, device)
     player = Player.start(build(config, tuple(data.train.shape[1:]), y).to(device), config.optimiser)
     initial = {name: tensor.detach().cpu().clone() for name, tensor in player.network.state_dict().items()}
-    limit = norm_limit(initial, config.federation.norm_bound)
+    public, bound = sent(initial), config.federation.norm_bound
+    limit = norm_limit(public, bound)
     # All that arrived is checked before the store is touched.
-    peers = _peers(message.content, order, config, player.network, initial, limit)
+    peers = _peers(message.content, order, config, player.network, public, limit)
     store = Store(store_root(config), order["run"], y)
     with store.locked(config.federation.timeout):
         keep_fingerprint(store, y, own_fingerprint(config, y, device))
@@ -94,9 +98,10 @@ def _train(message: Message, context: Context) -> Message:
             numbers = {"class": y, "attempt": attempt, "round": round_, **measured}
             # A state that the server would refuse is not kept: the next round starts from the last good one.
             for network in (player.published(), player.network.state_dict()):
-                check_values(network, limit)
-            store.keep(player, numbers, checkpointed)
-    reply = RecordDict({"network": pack_network(player.published()), "numbers": pack_numbers(numbers)})
+                check_values(sent(network), limit)
+                check_values(network, norm_limit(initial, bound))
+            store.keep(player, numbers, checkpointed, whole=config.publishing.mode == "network")
+    reply = RecordDict({"network": pack_network(sent(player.published())), "numbers": pack_numbers(numbers)})
     return Message(reply, reply_to=message)
 
 
@@ -133,6 +138,17 @@ def class_of(context: Context) -> int:
     if not isinstance(y, int):
         raise UserError(f"partition-id = {y!r}: give the number of this client's class, from 0")
     return y
+
+
+def check_consent(config: RunConfig, context: Context) -> None:
+    """Raises `UserError` where the server asks for more of a network than this client's node settings allow."""
+    own, asked = context.node_config, config.publishing
+    if "publish" in own and own["publish"] != asked.mode:
+        raise UserError(f"this client takes part with publish = {own['publish']} alone, not with {asked.mode}")
+    if "split" in own and asked.mode != "network" and asked.split < float(own["split"]):
+        raise UserError(
+            f"this client publishes from split = {own['split']} on, and the server asks from {asked.split:g}"
+        )
 
 
 def node_settings(context: Context) -> dict[str, str]:

@@ -13,6 +13,7 @@ from torch import nn
 
 from fedmutual.config import RunConfig
 from fedmutual.learning.peers import freeze
+from fedmutual.networks.split import sent_part
 from fedmutual.records import Network, check_values, unpack_network
 
 Key = tuple[str, RunConfig, torch.device]
@@ -43,7 +44,7 @@ class LoadedPeers:
             if key in self.networks:
                 check_values(self.networks[key].state_dict(), limit)
                 continue
-            network = copy.deepcopy(own)
+            network = copy.deepcopy(sent_part(own))
             network.load_state_dict(unpack_network(record, initial, limit))
             self.networks[key] = freeze(network, config.compute.autocast)
         return [self.networks[key] for key in keys]

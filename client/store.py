@@ -18,6 +18,7 @@ from torch import Tensor
 from fedmutual.checkpoint import load_newest, save, writing
 from fedmutual.learning.keeping import pack_kept, unpack_kept
 from fedmutual.learning.player import Player
+from fedmutual.networks.owned import class_folder, owned_path, write_owned
 
 KEPT = 2
 """States that the server's checkpoints cover; as many as it keeps checkpoints, should its last one be damaged."""
@@ -46,7 +47,7 @@ class Store:
     """The states of class y in the run with identity `run`, under `root`."""
 
     def __init__(self, root: Path, run: str, y: int):
-        self.folder = root / run / f"class-{y:03d}"
+        self.folder = class_folder(root, run, y)
 
     @contextmanager
     def locked(self, patience: float) -> Iterator[None]:
@@ -94,7 +95,7 @@ class Store:
             if attempt > newest["attempt"]:
                 for path in self._files():
                     if _round_of(path) > checkpointed:
-                        path.unlink()
+                        self._drop(path)
                 state = load_newest(self._files())
         if not state:
             return {}
@@ -103,16 +104,25 @@ class Store:
         player.step = numbers["step"]
         return numbers
 
-    def keep(self, player: Player, numbers: Numbers, checkpointed: int) -> None:
+    def keep(self, player: Player, numbers: Numbers, checkpointed: int, whole: bool = True) -> None:
         """Save `player` with the numbers of its reply, and drop states that no server can ask for again.
+
+        Where its network is not sent as a `whole`, the network lies beside the state for whoever owns it.
 
         Raises:
             Unwritable: the state could not be saved; the one before it stands.
         """
+        if not whole:
+            write_owned(self.folder, player.published(), int(numbers["round"]))
         save(self.folder / f"round-{numbers['round']:06d}.safetensors", _pack(player), numbers)
         covered = [path for path in self._files() if _round_of(path) <= checkpointed]
         for path in covered[:-KEPT]:
-            path.unlink()
+            self._drop(path)
+
+    def _drop(self, path: Path) -> None:
+        """Delete a state, and the whole network of its round if there is one."""
+        path.unlink()
+        owned_path(self.folder, _round_of(path)).unlink(missing_ok=True)
 
 
 def _lock(file: TextIO) -> bool:

@@ -146,6 +146,11 @@ class Diffusion(Group):
     )
     lambda_weight: Weight = Field("one", description="weight over t of the denoising loss")
 
+    @property
+    def end(self) -> float:
+        """T, by which t / T is meant: the number of DDPM's times, or the horizon."""
+        return float(self.steps) if self.process == "ddpm" else self.horizon
+
     @model_validator(mode="after")
     def _consistent(self) -> "Diffusion":
         if self.process == "ddpm" and self.steps <= 20:
@@ -237,6 +242,24 @@ class Mutual(Group):
     )
 
 
+class Publishing(Group):
+    """What of a class's network leaves its client."""
+
+    title = "What leaves a client"
+    mode: Literal["network", "noise-split"] = Field(
+        "network",
+        alias="publish",
+        description="what peers and the server are sent; network: all; noise-split: a network of its own for high "
+        "noise, beside one for low noise that never leaves",
+    )
+    split: Annotated[float, Field(gt=0, lt=1)] = Field(
+        0.5, description="t / T from which on the sent network works, and is trained"
+    )
+    width: Count = Field(
+        0, alias="published-width", description="width of the sent network; 0: that of the private one, `width`"
+    )
+
+
 class Rivals(Group):
     """Settings of single methods to compare with."""
 
@@ -317,6 +340,7 @@ class RunConfig(BaseModel):
     network: Network = Network()
     optimiser: Optimiser = Optimiser()
     mutual: Mutual = Mutual()
+    publishing: Publishing = Publishing()
     rivals: Rivals = Rivals()
     federation: Federation = Federation()
     measuring: Measuring = Measuring()
@@ -329,6 +353,12 @@ class RunConfig(BaseModel):
             raise ValueError("autocast = bfloat16 goes with dtype = float32")
         if self.mutual.peers_per_step and self.optimiser.draws == "fixed":
             raise ValueError("peers-per-step needs draws = fresh: fixed draws meet each peer once a round as it is")
+        if self.publishing.mode != "network" and self.diffusion.process == "ddpm":
+            last = (self.diffusion.steps - 1) / self.diffusion.steps
+            if self.publishing.split > last:
+                raise ValueError(
+                    f"split = {self.publishing.split:g} is above the last training time, {last:g}: lower it"
+                )
         return self
 
     @classmethod
@@ -417,6 +447,8 @@ _EFFECTS: dict[str, tuple[str, Callable[[RunConfig], bool]]] = {
     "attention": ("network", lambda config: config.network.kind in _UNET_KINDS),
     "dropout": ("network", lambda config: config.network.kind in _UNET_KINDS),
     "batch": ("draws", lambda config: config.optimiser.draws == "fresh"),
+    "split": ("publish", lambda config: config.publishing.mode != "network"),
+    "published-width": ("publish", lambda config: config.publishing.mode != "network"),
     "scarcity": ("beta-rule", lambda config: config.mutual.rule == "scarcity"),
     "extractor-steps": ("extractor", lambda config: bool(config.measuring.extractor)),
 }

@@ -243,8 +243,11 @@ class AuditRow(Record):
     """One number of audit.json with its 95 % interval, None where it is undefined.
 
     class_: an index, `WORST` or `MEAN`; t: the level of noise as a share of T, None where it plays no part; queries:
-    forward passes for each candidate; members, non_members: how many candidates were trained on, and how many not.
+    forward passes for each candidate; members, non_members: how many candidates were trained on, and how many not;
+    part: what of a network that is published in part was attacked, `published` or `whole`.
     """
+
+    LEFT_OUT = frozenset({"part"})
 
     class_: int | str
     attack: str
@@ -259,6 +262,7 @@ class AuditRow(Record):
     queries: int | None = None
     members: int | None = None
     non_members: int | None = None
+    part: str | None = None
     more: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor
 from fedmutual.config import RunConfig
 from fedmutual.errors import UserError
 from fedmutual.networks import build
+from fedmutual.networks.split import sent
 from fedmutual.records import Network, Rejected, norm_limit, pack_network, unpack_network, unpack_numbers
 from fedmutual.run_folder import NetworkOfRound
 from server.intake import ROOM
@@ -28,6 +29,8 @@ class Entry:
 class Bank:
     """{class: network, round it was made in}; nothing enters unchecked, and a rejected reply changes nothing.
 
+    Of networks that are published in part it holds that part, and refuses any other.
+    parameters: numbers in all classes' networks together, with the parts that stay at their owners.
     reply_limit: bytes that one reply may take on its way in, `max-reply-mb` or what a network of this run needs.
 
     Raises:
@@ -37,7 +40,9 @@ class Bank:
     def __init__(self, config: RunConfig, shape: tuple[int, ...], classes: int):
         self.config, self.shape, self.classes = config, shape, classes
         self.entries: dict[int, Entry] = {}
-        self.like: Network = build(config, shape, 0).state_dict()
+        whole = build(config, shape, 0).state_dict()
+        self.like: Network = sent(whole)
+        self.parameters = classes * sum(tensor.numel() for tensor in whole.values())
         self.norm_limit = norm_limit(self.like, config.federation.norm_bound)
         size, limit = sum(tensor.nbytes for tensor in self.like.values()), int(config.federation.max_reply_mb * 1e6)
         if 0 < limit < size:
@@ -46,14 +51,9 @@ class Bank:
             )
         self.reply_limit = limit or size + ROOM
 
-    @property
-    def parameters(self) -> int:
-        """Numbers in all classes' networks together."""
-        return self.classes * sum(tensor.numel() for tensor in self.like.values())
-
     def initial(self, y: int) -> Entry:
         """Class y's network before training, which every holder of the seed can work out."""
-        network = build(self.config, self.shape, y).state_dict()
+        network = sent(build(self.config, self.shape, y).state_dict())
         return Entry(network, pack_network(network), 0)
 
     def accept(self, y: int, attempt: int, round_: int, content: RecordDict) -> dict[str, int | float]:

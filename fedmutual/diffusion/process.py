@@ -44,6 +44,12 @@ class Process:
         times, alpha, sigma = (table.to(device, dtype) for table in (self.times, self.alpha, self.sigma))
         return replace(self, times=times, alpha=alpha, sigma=sigma)
 
+    def above(self, border: float) -> "Process":
+        """The process from the time `border` on, whose reversal ends there, in the network's guess of x_0."""
+        kept = self.times >= border
+        times, alpha, sigma = self.times[kept], self.alpha[kept], self.sigma[kept]
+        return replace(self, times=times, alpha=alpha, sigma=sigma, alpha_stop=1.0)
+
     def nearest(self, share: float) -> int:
         """Index of the training time nearest to `share` of the horizon, t / T."""
         return int((self.times / self.horizon - share).abs().argmin())

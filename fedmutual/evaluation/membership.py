@@ -227,6 +227,11 @@ def _parts(x: Tensor) -> Sequence[Tensor]:
 # One class
 
 
+def level_from(start: float, t: float) -> float:
+    """The level of noise that lies in [start, 1] where t lies in [0, 1]."""
+    return round(start + (1 - start) * t, 4)
+
+
 def audit(
     predict: Predict,
     process: Process,
@@ -234,8 +239,12 @@ def audit(
     non_members: Tensor,
     generated: Tensor,
     generator: torch.Generator,
+    start: float = 0.0,
 ) -> list[Finding]:
     """Every attack on one class's network, and the control.
+
+    A network that knows only the times from the share `start` of T on is asked at those, as many and spread alike;
+    `process` then holds no others, and PIA starts from the first of them.
 
     `members, non_members, generated`: [n, *dims], on the process's device; without `generated` there is no
     extraction. The control gives PIA's scores to members and non-members that were shuffled: it must find nothing.
@@ -253,15 +262,16 @@ def audit(
 
     losses, proximal = {}, {}
     for t in TIMES:
-        index = process.nearest(t)
+        level = level_from(start, t)
+        index = process.nearest(level)
         losses[t] = loss_scores(predict, process, x, index, generator)
         proximal[t] = pia_scores(predict, process, x, index)
-        compare("loss", t, losses[t], DRAWS)
-        compare("pia", t, proximal[t], 2)
+        compare("loss", level, losses[t], DRAWS)
+        compare("pia", level, proximal[t], 2)
     low = [losses[t] for t in TIMES if t <= LOW_NOISE]
     compare("loss", None, reduce(torch.add, low), DRAWS * len(low))
     chance = shuffled(proximal[PIA_TIME][:count].cpu(), proximal[PIA_TIME][count:].cpu(), generator)
-    findings.append(Finding("control-shuffled", PIA_TIME, "auc", chance, 2))
+    findings.append(Finding("control-shuffled", level_from(start, PIA_TIME), "auc", chance, 2))
     if len(generated):
         share = extracted(generated.cpu(), members.cpu(), non_members.cpu())
         findings.append(Finding("extraction", None, "extracted", share, len(generated)))

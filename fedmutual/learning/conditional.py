@@ -102,6 +102,6 @@ def conditional_steps(
             batches = noised(pool.samples[rows], Peers(), process, config, rng)
             for batch, labels in zip(batches, pool.labels[rows].split(batch_size), strict=True):
                 whole, own, other = loss(player.network, batch, labels, rng)
-                norm = descend(player, parameters, whole, config.optimiser, total_steps)
+                (norm,) = descend(player, (parameters,), whole, config.optimiser, total_steps)
                 measured.append((own, other, norm))
     return means(measured, f"all classes, round {round_}")

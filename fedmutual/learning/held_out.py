@@ -13,6 +13,11 @@ from fedmutual.seeds import generator
 HELD_OUT_TIMES = 10
 
 
+def held_out_times(process: Process) -> Tensor:
+    """The indices of the times at which held-out samples are denoised, [`HELD_OUT_TIMES`], rising."""
+    return torch.linspace(0, len(process) - 1, HELD_OUT_TIMES, device=process.times.device).round().long()
+
+
 def mean_loss(losses: Tensor) -> float:
     """The mean of `held_out_losses`, over samples and then over times."""
     return float(torch.stack([row.mean() for row in losses]).mean())
@@ -46,7 +51,7 @@ def held_out_losses(
     The draws are the same in every round, (seed, y, 0, "held-out"), so that rounds compare.
     """
     network.eval()
-    times = torch.linspace(0, len(process) - 1, HELD_OUT_TIMES, device=data.device).round().long()
+    times = held_out_times(process)
     rng = generator(seed, y, 0, "held-out", device=data.device)
     noise = torch.randn(HELD_OUT_TIMES, *data.shape, dtype=data.dtype, device=data.device, generator=rng)
     losses = []

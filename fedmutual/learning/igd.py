@@ -20,6 +20,7 @@ from fedmutual.learning.batches import Batch, fixed, fresh
 from fedmutual.learning.objective import denoising_loss, mutual_loss
 from fedmutual.learning.peers import Peers, draw_for_steps, effective_beta
 from fedmutual.learning.player import Player, descend, predict
+from fedmutual.networks.split import border, parts
 from fedmutual.seeds import derive, generator
 
 NO_STEPS = "local-steps = 0 is for separate machines, whose server finds the number: give one here, such as 200"
@@ -33,7 +34,8 @@ class Diverged(RuntimeError):
 class Steps:
     """What a call of `local_steps` measured: means over its steps, each of them before the update.
 
-    loss: L_y; mutual: M_y, without beta_y; gradient_norm: of the gradient of both, before clipping.
+    loss: L_y; mutual: M_y, without beta_y; gradient_norm: of the gradient of both, before clipping. Where a network is
+    published in part they are of that part alone: L_y at its times, and the gradient in its parameters.
     """
 
     loss: float
@@ -69,35 +71,36 @@ def local_steps(
         chance = generator(config.seed, y, round_, "peer-steps")
         shares = draw_for_steps(peers.weights, config.mutual.peers_per_step, config.local_steps, chance)
         batches = fresh(data, peers, shares, process, config, rng)
-    parameters, measured = tuple(player.network.parameters()), []
+    apart, measured = parts(player.network), []
     player.network.train()
     with torch.random.fork_rng(devices=[data.device] if data.is_cuda else []):
         torch.manual_seed(derive(config.seed, y, round_, "dropout"))
         for batch in batches:
-            measured.append(_step(player, parameters, batch, beta, config))
+            measured.append(_step(player, apart, batch, beta, config))
     return means(measured, f"class {y}, round {round_}")
 
 
-def means(measured: Sequence[tuple[Tensor, Tensor, Tensor]], where: str) -> Steps:
-    """What steps measured (loss, mutual term, gradient norm), read off the device at once.
+def means(measured: Sequence[tuple[Tensor, ...]], where: str) -> Steps:
+    """What steps measured (loss, mutual term, gradient norm; more must be finite too), read off the device at once.
 
     Raises:
         Diverged: at the first step of which something is not finite.
     """
-    loss, mutual, norm = (torch.stack(column).double().cpu() for column in zip(*measured, strict=True))
-    finite = loss.isfinite() & mutual.isfinite() & norm.isfinite()
+    columns = torch.stack([torch.stack(column) for column in zip(*measured, strict=True)]).double().cpu()
+    finite = columns.isfinite().all(0)
     if not finite.all():
         raise Diverged(f"{where}, local step {int(finite.long().argmin()) + 1}: the loss is no longer finite")
-    return Steps(float(loss.mean()), float(mutual.mean()), float(norm.mean()))
+    return Steps(*(float(column.mean()) for column in columns[:3]))
 
 
 def _step(
-    player: Player, parameters: tuple[Tensor, ...], batch: Batch, beta: float, config: RunConfig
-) -> tuple[Tensor, Tensor, Tensor]:
-    """One update; returns (denoising loss, mutual loss, gradient norm before clipping) as scalars on the device."""
+    player: Player, apart: Sequence[tuple[Tensor, ...]], batch: Batch, beta: float, config: RunConfig
+) -> tuple[Tensor, ...]:
+    """One update; (denoising loss, mutual loss, gradient norms of the parts before clipping), scalars on the device."""
     output = predict(player.network, batch.x, batch.t, config.compute.autocast)
-    own = denoising_loss(output, batch.target, batch.denoising).mean()
+    own = denoising_loss(output, batch.target, batch.denoising)
+    published = (batch.t >= border(config)).to(own.dtype)  # [batch]; peers know no other rows, nor are told of them
     mean = batch.peer_mean
-    pull = own.new_zeros(()) if mean is None else mutual_loss(output, mean, batch.mutual).mean()
-    norm = descend(player, parameters, own + beta * pull, config.optimiser, config.rounds * config.local_steps)
-    return own.detach(), pull.detach(), norm
+    pull = own.new_zeros(()) if mean is None else mutual_loss(output, mean, batch.mutual * published).mean()
+    norms = descend(player, apart, own.mean() + beta * pull, config.optimiser, config.rounds * config.local_steps)
+    return (own.detach() * published).mean(), pull.detach(), *norms

@@ -5,6 +5,9 @@ the held-out losses of the averaged network after round r, one a sample, and b t
 The network of round r is published unless l_r - l_b is above 0 by more than a standard error, widened by Student's
 t: Breiman's one-standard-error rule on paired differences, with the last round as the safe choice. So the noise of a
 round, or few samples, keep nobody back, and what is published changes nothing in how the class trains on.
+
+Where a network is published in part, l_r are the losses at the times of that part alone: which round is sent must not
+depend on what is not.
 """
 
 import copy
@@ -15,8 +18,9 @@ from torch import Tensor, nn
 
 from fedmutual.config import HELD_OUT_TO_CHOOSE, RunConfig
 from fedmutual.diffusion import Process
-from fedmutual.learning.held_out import held_out_losses, mean_loss
+from fedmutual.learning.held_out import held_out_losses, held_out_times, mean_loss
 from fedmutual.learning.player import Kept, Player
+from fedmutual.networks.split import border
 from fedmutual.theory.choice import choose
 
 OfClass = Callable[[nn.Module, int], nn.Module]
@@ -53,7 +57,8 @@ def end_round(
     }
     told = torch.tensor([mean_loss(own) for own in losses.values()], dtype=torch.float64)
     if chooses:
-        told = keep_best(player, torch.cat([own.mean(0) for own in losses.values()]), told).losses
+        published = process.times[held_out_times(process)] >= border(config)
+        told = keep_best(player, torch.cat([own[published].mean(0) for own in losses.values()]), told).losses
     return dict(zip(held_out, told.tolist(), strict=True)) if reports else {}
 
 

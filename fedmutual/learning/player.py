@@ -1,6 +1,7 @@
 """One player: its network, optimiser and averaged parameters, and one update of them."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -72,24 +73,33 @@ def learning_rate(optimiser: Optimiser, step: int, total_steps: int) -> float:
 
 
 def descend(
-    player: Player, parameters: tuple[Tensor, ...], loss: Tensor, optimiser: Optimiser, total_steps: int
-) -> Tensor:
+    player: Player, parts: Sequence[tuple[Tensor, ...]], loss: Tensor, optimiser: Optimiser, total_steps: int
+) -> list[Tensor]:
     """One update of the player along the gradient of `loss`, a scalar: clip, optimiser step, average.
 
-    Returns the gradient's norm before clipping, a scalar on the device.
+    `parts` are all its parameters, in groups that are clipped apart. Returns the norm of each one's gradient before
+    clipping, a scalar on the device.
     """
     player.optimizer.zero_grad()
     loss.backward()
-    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    norm = nn.utils.get_total_norm(gradients)
-    if optimiser.clip:
-        nn.utils.clip_grads_with_norm_(parameters, optimiser.clip, norm)
+    norms = [_clipped(part, optimiser.clip) for part in parts]
     for group in player.optimizer.param_groups:
         group["lr"] = learning_rate(optimiser, player.step, total_steps)
     player.optimizer.step()
     # A young average forgets its random start quickly, as in diffusers' EMAModel.
     decay = min(optimiser.ema, (1 + player.step) / (10 + player.step))
     with torch.no_grad():
-        torch._foreach_lerp_(player.average, parameters, 1 - decay)
+        torch._foreach_lerp_(player.average, [parameter for part in parts for parameter in part], 1 - decay)
     player.step += 1
+    return norms
+
+
+def _clipped(parameters: tuple[Tensor, ...], limit: float) -> Tensor:
+    """Scale the gradients of `parameters` down to the norm `limit`, 0 for none; their norm before."""
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    if not gradients:  # no row of the step was this part's
+        return parameters[0].new_zeros(())
+    norm = nn.utils.get_total_norm(gradients)
+    if limit:
+        nn.utils.clip_grads_with_norm_(parameters, limit, norm)
     return norm

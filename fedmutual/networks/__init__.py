@@ -7,10 +7,11 @@
 import torch
 from torch import Tensor, nn
 
-from fedmutual.config import RunConfig
+from fedmutual.config import Network, RunConfig
 from fedmutual.device import dtype_of
 from fedmutual.networks.mlp import MLP
 from fedmutual.networks.random_features import RandomFeatures
+from fedmutual.networks.split import Split, border
 from fedmutual.seeds import derive
 
 __all__ = ["OfClass", "build", "build_conditional"]
@@ -19,12 +20,18 @@ __all__ = ["OfClass", "build", "build_conditional"]
 def build(config: RunConfig, shape: tuple[int, ...], y: int) -> nn.Module:
     """Class y's network as it is before training, for samples of `shape`.
 
-    Drawn from (seed, y, 0, "network"); with `shared-init` all classes draw the same.
+    Drawn from (seed, y, 0, "network"); with `shared-init` all classes draw the same. One that is published in part is a
+    `Split`, whose private part is drawn from (seed, y, 0, "private network").
 
     Raises:
         UserError: a U-Net for samples that are not images.
     """
-    return _build(config, shape, "all" if config.network.shared_init else y, classes=0)
+    whose = "all" if config.network.shared_init else y
+    if config.publishing.mode == "network":
+        return _build(config, config.network, shape, whose)
+    sent = config.network.model_copy(update={"width": config.publishing.width or config.network.width})
+    published = _build(config, sent, shape, whose)
+    return Split(published, _build(config, config.network, shape, whose, purpose="private network"), border(config))
 
 
 def build_conditional(config: RunConfig, shape: tuple[int, ...], classes: int) -> nn.Module:
@@ -35,15 +42,21 @@ def build_conditional(config: RunConfig, shape: tuple[int, ...], classes: int) -
     Raises:
         UserError: as `build`.
     """
-    return _build(config, shape, "all", classes)
+    return _build(config, config.network, shape, "all", classes)
 
 
-def _build(config: RunConfig, shape: tuple[int, ...], whose: int | str, classes: int) -> nn.Module:
-    settings, diffusion = config.network, config.diffusion
-    horizon = float(diffusion.steps) if diffusion.process == "ddpm" else diffusion.horizon
+def _build(
+    config: RunConfig,
+    settings: Network,
+    shape: tuple[int, ...],
+    whose: int | str,
+    classes: int = 0,
+    purpose: str = "network",
+) -> nn.Module:
+    diffusion, horizon = config.diffusion, config.diffusion.end
     network: nn.Module
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(derive(config.seed, whose, 0, "network"))
+        torch.manual_seed(derive(config.seed, whose, 0, purpose))
         if settings.kind == "mlp":
             network = MLP(shape, settings.width, settings.depth, horizon, classes)
         elif settings.kind == "random-features":

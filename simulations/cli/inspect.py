@@ -140,25 +140,30 @@ def audit(
     ] = None,
     settings: Annotated[
         list[str] | None,
-        typer.Option("-s", "--set", metavar="KEY=VALUE", help="audit-candidates, or where data lie: data, data-path."),
+        typer.Option(
+            "-s", "--set", metavar="KEY=VALUE", help="audit-candidates, or where things are: data, data-path, store."
+        ),
     ] = None,
+    whole: Annotated[
+        bool, typer.Option("--whole", help="Of networks published in part, attack the owners' whole ones.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Measure what a peer learns about training samples from the networks it was sent; writes audit.json.
 
     RUN is the folder that a run wrote. Members are a class's training samples; the others were never trained on.
     """
-    from simulations.runs.membership import audit_run, control, table
+    from simulations.runs.membership import audit_run, control, part_in_words, table
     from simulations.runs.networks import read_networks
 
     changes, rows = parse_assignments(settings or []), []
     for run in runs:
         classes = 1 if only is not None else len(read_networks(run, which)[1])
         with progress("auditing", classes, "classes") as advance:
-            of_run = audit_run(run, one_by_one(advance), which, changes, only)
+            of_run = audit_run(run, one_by_one(advance), which, changes, only, whole=whole)
         rows += [{"run": str(run), **row} for row in of_run]
         if not as_json:
-            print(f"{run}:")
+            print(f"{run}{part_in_words(of_run)}:")
             console().print(table(of_run))
             print(control(of_run))
     if as_json:

@@ -10,7 +10,7 @@ from simulations.cli.presets import names
 Settings = Annotated[list[str] | None, typer.Option("-s", "--set", metavar="KEY=VALUE", help="Change a setting.")]
 Here = Annotated[
     list[str] | None,
-    typer.Option("-s", "--set", metavar="KEY=VALUE", help="Where the data are: data, data-path; and the device."),
+    typer.Option("-s", "--set", metavar="KEY=VALUE", help="Where things are: data, data-path, store; and the device."),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help='Print one object {"rows": [...]} instead of tables.')]
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN")]

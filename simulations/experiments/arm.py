@@ -95,9 +95,15 @@ def _federate(
     received, sent = sum(line.bytes_down for line in history), sum(line.bytes_up for line in history)
     costs = {"bytes_down": received, "bytes_up": sent, "seconds_training": sum(line.seconds or 0.0 for line in history)}
     change_facts(folder, **_budget(config, method, config.rounds * config.local_steps), **costs)
-    # The clients' own states are for resuming, and many times the size of the networks.
-    if (folder / "clients").exists():
-        shutil.rmtree(folder / "clients")
+    _drop_states(folder / "clients")
+
+
+def _drop_states(store: Path) -> None:
+    """Clients' states are for resuming, and many times the size of networks; whole networks that nobody sent stay."""
+    for path in store.rglob("round-*.safetensors"):
+        path.unlink()
+    if store.exists() and not any(store.rglob("network-*.safetensors")):
+        shutil.rmtree(store)
 
 
 def _train_here(method: str, train: Baseline, config: RunConfig, folder: Path, on_round: Progress) -> None:

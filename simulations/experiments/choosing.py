@@ -28,7 +28,7 @@ and fashion); the larger two are judged by their size alone."""
 LEAST_SIDE = 16
 """Smaller images, and samples that are no images, go to the MLP of the preset digits."""
 
-SAMPLINGS = ((500, 100), (256, 50), (128, 50), (128, 25), (66, 25))
+SAMPLINGS = ((500, 50), (256, 25), (128, 25), (66, 25))
 """(samples of each class, sampling steps): the first that takes no more than `SHARE` of the time."""
 
 SHARE = 0.15
@@ -66,7 +66,7 @@ IMAGES: Mapping[str, Any] = {
     "beta-rule": "scarcity",
     "scarcity": 50.0,
     "peers-per-step": 1,
-    "sampler": "ddpm",
+    "sampler": "sde-dpm-solver++",
 }
 """The recipe of the preset fashion, but for the network, its learning rate and what follows from the steps."""
 

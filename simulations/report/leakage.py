@@ -13,12 +13,16 @@ from simulations.runs.arms import Arm
 
 @dataclass(frozen=True)
 class Leakage:
-    """An arm a row, the rarest class first; `shuffled` are mean, least and largest AUC of the control."""
+    """An arm a row, the rarest class first; `shuffled` are mean, least and largest AUC of the control.
+
+    parts: {`published` or `whole`: the arms whose networks are published in part, and of which that was attacked}.
+    """
 
     auc: Table
     share: Table
     shuffled: tuple[float, float, float] | None
     attacks: list[str]
+    parts: dict[str, list[str]]
 
 
 def leakage(arms: Comparison) -> Leakage | None:
@@ -34,7 +38,16 @@ def leakage(arms: Comparison) -> Leakage | None:
         share=Table(head, grouped(audited, lambda arm: [arm.label, *(_share(arms, arm, of) for of in shown)])),
         shuffled=(mean(shuffled), min(shuffled), max(shuffled)) if shuffled else None,
         attacks=sorted({key[2] for by_class in arms.attacks.values() for key in by_class.values() if key}),
+        parts=_parts(audited),
     )
+
+
+def _parts(audited: list[Arm]) -> dict[str, list[str]]:
+    parts: dict[str, list[str]] = {}
+    for arm in audited:
+        for part in sorted({row.part for run in arm.runs for row in run.audit if row.part}):
+            parts.setdefault(part, []).append(arm.label)
+    return parts
 
 
 def _class_heads(arms: Comparison, audited: list[Arm]) -> list[Markup]:

@@ -13,7 +13,7 @@ from fedmutual.errors import UserError
 from fedmutual.networks.unet import UNet
 from fedmutual.run_folder import RunFacts, read_facts
 from fedmutual.settings import write_settings
-from simulations.runs.networks import class_networks, run_config
+from simulations.runs.networks import class_networks, publishes_in_part, run_config
 
 CARD = """---
 library_name: diffusers
@@ -72,6 +72,11 @@ def export(run: Path, name: str, folder: Path, which: str = "last") -> None:
     if name not in (*names, *map(str, range(len(names)))):
         raise UserError(f"no class {name!r}: there are {', '.join(names)}, numbered from 0")
     y = names.index(name) if name in names else int(name)
+    if publishes_in_part(run):
+        raise UserError(
+            f"diffusers' DDPMPipeline holds one network, and with publish = {config.publishing.mode} a class has two, "
+            "one of which never leaves its owner: train with publish = network to export"
+        )
     round_, networks = class_networks(run, which, torch.device("cpu"))
     if y not in networks:
         raise UserError(f"class {names[y]} has never reported, so that it has no network to export")

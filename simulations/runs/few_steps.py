@@ -64,7 +64,7 @@ class FewSteps:
         self.plan = [("ddpm", config.diffusion.steps), *((sampler, count) for count in steps for sampler in SAMPLERS)]
         self.shape = run_shape(run)[0]
         self.seeds, self.extractor = seeds, run_extractor(config)
-        self.round, self.networks = class_networks(run, which, pick_device(config.compute))
+        self.round, self.networks = class_networks(run, which, pick_device(config.compute), here)
         source = open_source(config.data, config.seed, keep=True)
         refuse_changed(run, source.fingerprints(), source.names)
         self.real = self.with_features({y: source.test(y) for y in self.networks})

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +16,17 @@ from fedmutual.device import dtype_of, pick_device
 from fedmutual.diffusion import make_process
 from fedmutual.diffusion.sampling import noise_predictor
 from fedmutual.errors import UserError
-from fedmutual.evaluation.membership import PIA_TIME, Finding, audit, mean
+from fedmutual.evaluation.membership import PIA_TIME, TIMES, Finding, audit, mean
+from fedmutual.networks.split import border
 from fedmutual.run_folder import MEAN, WORST, AuditRow, read_facts, write_audit
 from fedmutual.seeds import generator
-from simulations.runs.networks import class_networks, run_config
+from simulations.runs.networks import class_networks, publishes_in_part, run_config, sent_networks
 from simulations.runs.sampling import OnClass, draw_class
 
 LEAST = 10
 """The fewest non-members that members can be compared with."""
 
-CHANGEABLE = ("audit-candidates", "data", "data-path", "device")
+CHANGEABLE = ("audit-candidates", "data", "data-path", "device", "store")
 """Settings of an audit's own, and those that say where the data lie: none says what was trained."""
 
 
@@ -35,8 +37,12 @@ def audit_run(
     changes: Mapping[str, Any] | None = None,
     only: int | None = None,
     drawn: Mapping[int, Tensor] | None = None,
+    whole: bool = False,
 ) -> list[AuditRow]:
     """Audit a run's checkpoint, and write `audit.json`; its rows.
+
+    Of networks that are published in part the published one is attacked, and what is extracted are its guesses of x_0
+    where it ends; with `whole` it is the owner's whole network, as if that were sent.
 
     `WORST` is the class where the attack finds most, so that its interval does not cover the choice. `changes` are
     settings of `CHANGEABLE`; `only` audits one class, the one whose holder has the data; `drawn` are each class's
@@ -48,7 +54,15 @@ def audit_run(
     config = _changed(run_config(folder), changes or {})
     device = pick_device(config.compute)
     process = make_process(config.diffusion, device, dtype_of(config.compute))
-    round_, networks = class_networks(folder, which, device)
+    part = ("whole" if whole else "published") if publishes_in_part(folder) else None
+    start = 0.0
+    if part == "published":
+        round_, networks = sent_networks(folder, which, device)
+        process, start, drawn = process.above(border(config)), config.publishing.split, None
+        config = config.but(sampler="ddpm", sampling_steps=0)  # guesses are cheap, and no fewer steps were asked for
+    else:
+        here = {"store": config.federation.store} if config.federation.store else {}
+        round_, networks = class_networks(folder, which, device, here)
     sides = _candidates(config, sorted(networks), only)
     counts = {y: len(train) for y, (train, _) in sides.items()}
     facts = read_facts(folder)
@@ -68,12 +82,13 @@ def audit_run(
             samples = draw_class(networks[y], process, shape, config.measuring.samples, config, y, round_)
         predict = noise_predictor(networks[y], process, config.diffusion.parametrisation, clip=False)
         rng = generator(config.seed, y, round_, "audit", device=device)
-        findings[y] = audit(predict, process, members, non_members, samples, rng)
+        findings[y] = audit(predict, process, members, non_members, samples, rng, start)
         sizes[y] = len(members), len(non_members)
         rows += [_row(method, config.seed, y, counts[y], finding, sizes[y]) for finding in findings[y]]
         on_class(y)
     for same in zip(*findings.values(), strict=True):  # one finding in each class
         rows += _summaries(method, config.seed, dict(zip(findings, same, strict=True)), sizes)
+    rows = [replace(row, part=part) for row in rows]
     write_audit(folder, round_, rows)
     return rows
 
@@ -147,30 +162,36 @@ def _row(
     )
 
 
-HEADLINE = ("pia", PIA_TIME, "auc")
-CONTROL = ("control-shuffled", PIA_TIME, "auc")
-"""(attack, t, metric) of the rows that answer the question, and of those that must find nothing."""
+def _pia_time(rows: Sequence[AuditRow]) -> float | None:
+    """The t of PIA that a summary shows: `PIA_TIME`, or what stands for it where a network knows high noise alone."""
+    return sorted({row.t for row in rows if row.attack == "pia" and row.t is not None})[TIMES.index(PIA_TIME)]
 
 
 def table(rows: Sequence[AuditRow]) -> Table:
     """A line for the worst class, one for the mean, one for each class; 95 % intervals, – where undefined."""
     by_key = {(row.class_, row.attack, row.t, row.metric): row for row in rows}
-    classes = list(dict.fromkeys(row.class_ for row in rows))
+    classes, t = list(dict.fromkeys(row.class_ for row in rows)), _pia_time(rows)
     lines = Table("class", "members", "others", box=None, padding=(0, 2, 0, 0))
     for heading in ("AUC, PIA", "AUC, loss", "at 1% FPR", "extracted"):
         lines.add_column(heading, justify="right")
     for y in [place for place in (WORST, MEAN) if place in classes] + sorted(y for y in classes if isinstance(y, int)):
-        headline = by_key[y, *HEADLINE]
+        headline = by_key[y, "pia", t, "auc"]
         sizes = [str(headline.members), str(headline.non_members)] if isinstance(y, int) else ["", ""]
         lines.add_row(
             str(y),
             *sizes,
             shown(headline),
             shown(by_key[y, "loss", None, "auc"], interval=False),
-            shown(by_key.get((y, "pia", PIA_TIME, "tpr-at-1-fpr")), interval=False),
+            shown(by_key.get((y, "pia", t, "tpr-at-1-fpr")), interval=False),
             shown(by_key.get((y, "extraction", None, "extracted"))),
         )
     return lines
+
+
+def part_in_words(rows: Sequence[AuditRow]) -> str:
+    """What was attacked, where networks are published in part."""
+    words = {"published": ", the part of each network that is sent", "whole": ", whole networks, which are not sent"}
+    return words.get(rows[0].part or "", "")
 
 
 def shown(row: AuditRow | None, interval: bool = True) -> str:
@@ -182,7 +203,7 @@ def shown(row: AuditRow | None, interval: bool = True) -> str:
 
 def control(rows: Sequence[AuditRow]) -> str:
     """What the control measured, as a sentence of its own."""
-    (row,) = (row for row in rows if (row.class_, row.attack, row.t, row.metric) == (MEAN, *CONTROL))
+    (row,) = (row for row in rows if (row.class_, row.attack) == (MEAN, "control-shuffled"))
     return (
         f"Control: with members and others shuffled the mean AUC is {row.value:.2f}, "
         f"by chance from {row.low:.2f} to {row.high:.2f}."

@@ -16,12 +16,25 @@ from fedmutual.device import dtype_of
 from fedmutual.diffusion import make_process
 from fedmutual.errors import UserError
 from fedmutual.networks import OfClass, build, build_conditional
+from fedmutual.networks.owned import class_folder, read_owned
+from fedmutual.networks.split import is_split, lacks_private, sent, sent_part
 from fedmutual.records import Network
-from fedmutual.run_folder import CONFIG, SHARED, checkpoints, holds_run, newest_checkpoint, read_checkpoint, read_facts
+from fedmutual.run_folder import (
+    CONFIG,
+    SHARED,
+    Checkpoint,
+    NetworkOfRound,
+    checkpoints,
+    holds_run,
+    newest_checkpoint,
+    read_checkpoint,
+    read_facts,
+)
 from fedmutual.settings import read_settings
 
-HERE = ("data", "data-path", "device")
-"""Settings that say where the data lie and what computes: they may differ on a machine to which a run has moved."""
+HERE = ("data", "data-path", "device", "store")
+"""Settings that say where the data and the clients' states lie and what computes: they may differ on a machine to which
+a run has moved."""
 
 NOTHING_ELSE: Mapping[str, Any] = MappingProxyType({})
 
@@ -66,14 +79,15 @@ def read_networks(folder: Path, which: str = "last") -> tuple[int, dict[int, Net
     Raises:
         UserError: there is no such checkpoint, or it is damaged.
     """
-    round_, networks = _read(folder, which)
+    checkpoint = _read(folder, which)
+    networks = checkpoint.networks
     if SHARED in networks:
-        return round_, dict.fromkeys(range(run_shape(folder)[1]), networks[SHARED])
-    return round_, _of_classes(networks)
+        return checkpoint.round, dict.fromkeys(range(run_shape(folder)[1]), networks[SHARED].network)
+    return checkpoint.round, {y: entry.network for y, entry in _of_classes(networks).items()}
 
 
-def _read(folder: Path, which: str) -> tuple[int, dict[int | str, Network]]:
-    """(round, networks) of a checkpoint as it is laid out."""
+def _read(folder: Path, which: str) -> Checkpoint:
+    """A checkpoint as it is laid out."""
     checkpoint = newest_checkpoint(folder)
     if checkpoint is None:
         raise UserError(f"{folder} holds no whole checkpoint: let the run finish a round first")
@@ -88,33 +102,71 @@ def _read(folder: Path, which: str) -> tuple[int, dict[int | str, Network]]:
             checkpoint = read_checkpoint(paths[wanted])
         except CheckpointError as error:
             raise UserError(str(error)) from None
-    return checkpoint.round, {place: entry.network for place, entry in checkpoint.networks.items()}
+    return checkpoint
 
 
-def _of_classes(networks: Mapping[int | str, Network]) -> dict[int, Network]:
-    return {place: network for place, network in networks.items() if isinstance(place, int)}
+def _of_classes(networks: Mapping[int | str, NetworkOfRound]) -> dict[int, NetworkOfRound]:
+    return {place: entry for place, entry in networks.items() if isinstance(place, int)}
 
 
-def class_networks(folder: Path, which: str, device: torch.device) -> tuple[int, dict[int, nn.Module]]:
+def class_networks(
+    folder: Path, which: str, device: torch.device, here: Mapping[str, Any] = NOTHING_ELSE
+) -> tuple[int, dict[int, nn.Module]]:
     """(round, {class: its network}) of a run's checkpoint, as `read_networks`.
 
     Each is (x, t) -> output, in evaluation mode on `device`, whatever the method: the class's own network, the
-    conditional one at the class's label, or the exact minimiser that `memory` stands for.
+    conditional one at the class's label, or the exact minimiser that `memory` stands for. Of networks that were
+    published in part there are those whose owner's store is here, see `_whole`; `here` as `run_config`.
     """
-    config = run_config(folder)
+    config = run_config(folder, here)
     shape, classes = run_shape(folder)
-    round_, states = _read(folder, which)
-    if SHARED in states:
-        shared = _ready(build_conditional(config, shape, classes), states[SHARED], device)
-        return round_, {y: OfClass(shared, y).eval() for y in range(classes)}
+    checkpoint = _read(folder, which)
+    if SHARED in checkpoint.networks:
+        shared = _ready(build_conditional(config, shape, classes), checkpoint.networks[SHARED].network, device)
+        return checkpoint.round, {y: OfClass(shared, y).eval() for y in range(classes)}
     networks: dict[int, nn.Module] = {}
-    for y, state in sorted(_of_classes(states).items()):
+    for y, state in sorted(_whole(folder, config, _of_classes(checkpoint.networks)).items()):
         if set(state) == {"samples"}:
             process = make_process(config.diffusion, device, dtype_of(config.compute))
             networks[y] = Memory(state["samples"].to(device), process, config.diffusion.parametrisation).eval()
         else:
             networks[y] = _ready(build(config, shape, y), state, device)
-    return round_, networks
+    return checkpoint.round, networks
+
+
+def sent_networks(folder: Path, which: str, device: torch.device) -> tuple[int, dict[int, nn.Module]]:
+    """(round, {class: what peers and the server hold of its network}) of a run that publishes networks in part."""
+    config, shape = run_config(folder), run_shape(folder)[0]
+    round_, states = read_networks(folder, which)
+    return round_, {
+        y: _ready(sent_part(build(config, shape, y)), sent(state), device) for y, state in sorted(states.items())
+    }
+
+
+def publishes_in_part(folder: Path) -> bool:
+    """Whether the classes of this run have networks in two parts, of which one is sent."""
+    return any(is_split(entry.network) for entry in _read(folder, "last").networks.values())
+
+
+def _whole(folder: Path, config: RunConfig, entries: Mapping[int, NetworkOfRound]) -> dict[int, Network]:
+    """{class: its whole network}: the checkpoint's own, or that in its owner's store where the server had a part.
+
+    The store is the setting `store`, or that of the simulation in the run folder; it need not know every class.
+
+    Raises:
+        UserError: no store of any class is here, or one has lost the network of that round.
+    """
+    if not any(lacks_private(entry.network) for entry in entries.values()):
+        return {y: entry.network for y, entry in entries.items()}
+    store = Path(config.federation.store).expanduser() if config.federation.store else folder / "clients"
+    run = read_facts(folder).run or ""
+    owned = {y: place for y in entries if (place := class_folder(store, run, y)).is_dir()}
+    if not owned:
+        raise UserError(
+            f"{folder} holds of each class the part that it published, for t / T from {config.publishing.split:g} on, "
+            "which draws no samples: the whole network is in its owner's store, and -s store=DIR names it there"
+        )
+    return {y: read_owned(place, entries[y].round) for y, place in owned.items()}
 
 
 def _ready(network: nn.Module, state: Network, device: torch.device) -> nn.Module:

@@ -18,6 +18,7 @@ from fedmutual.diffusion.sampling import noise_predictor
 from fedmutual.errors import UserError
 from fedmutual.evaluation.membership import TIMES
 from fedmutual.evaluation.peer_gain import Pull, pull
+from fedmutual.networks.split import border
 from fedmutual.seeds import generator
 from simulations.runs.arms import counted, ends
 from simulations.runs.networks import NOTHING_ELSE, class_networks, run_config
@@ -47,7 +48,8 @@ def weigh_peers(
     config = run_config(folder, here)
     device = pick_device(config.compute)
     process = make_process(config.diffusion, device, dtype_of(config.compute))
-    round_, networks = class_networks(folder, which, device)
+    round_, networks = class_networks(folder, which, device, here)
+    known = border(config) / process.horizon  # the share of T below which peers are sent nothing
     source = open_source(config.data, config.seed, keep=True)
     parts = {y: source.load(y) for y in networks}
     refuse_changed(folder, {y: fingerprint(part.train) for y, part in parts.items()}, source.names)
@@ -59,7 +61,7 @@ def weigh_peers(
     for y, part in parts.items():
         x0 = part.held_out.to(device, process.alpha.dtype)
         rng = generator(config.seed, y, round_, "peers", device=device)
-        for t in TIMES:
+        for t in (t for t in TIMES if t >= known):
             index = process.nearest(t)
             noise = torch.randn(DRAWS, *x0.shape, dtype=x0.dtype, device=device, generator=rng).flatten(0, 1)
             own, peers = _estimates(networks, process, config.diffusion.parametrisation, y, x0, noise, index)
@@ -95,7 +97,7 @@ def _estimates(
 def _means(rows: list[Row], name: str, classes: list[int]) -> list[Row]:
     fields = [*Pull._fields, "best_share", "best_gain"]
     lines = []
-    for t in TIMES:
+    for t in dict.fromkeys(row["t"] for row in rows):
         same = [row for row in rows if row["t"] == t and row["class"] in classes]
         means = {field: sum(row[field] for row in same) / len(same) for field in fields}
         lines.append({"class": name, "n_train": None, "t": t, **means, "best_peer": None})

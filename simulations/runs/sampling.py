@@ -53,7 +53,7 @@ def draw_samples(
     config = run_config(folder, here)
     device = pick_device(config.compute)
     shape, process = run_shape(folder)[0], make_process(config.diffusion, device, dtype_of(config.compute))
-    round_, networks = class_networks(folder, which, device)
+    round_, networks = class_networks(folder, which, device, here)
     samples = {}
     for y, network in networks.items():
         samples[y] = draw_class(network, process, shape, count, config, y, round_).cpu().float()

@@ -14,6 +14,7 @@ from fedmutual.learning.keeping import end_round, keep_best
 from fedmutual.learning.peers import Peers
 from fedmutual.learning.player import Player
 from fedmutual.networks import build
+from fedmutual.networks.split import sent
 from tests.support.federation import assert_same
 
 SHAPE = (1, 4, 4)
@@ -131,3 +132,21 @@ def test_one_network_for_all_classes_chooses_by_the_held_out_samples_of_all(few)
     assert told["best"][-1] < 0.95 * told["last"][-1]
     assert told["best"][-1] in told["last"][:-1]  # the network of an earlier round
     assert any(not torch.equal(published["best"][name], published["last"][name]) for name in published["last"])
+
+
+def test_the_part_that_never_leaves_has_no_say_in_the_round_that_is_sent(few):
+    """However good or bad the private part is, the same published part goes out."""
+    settings = config(publish="noise-split", split=0.5)
+    process, sent_networks = make_process(settings.diffusion), []
+    for spoil in (False, True):
+        player = player_of(settings)
+        for round_ in range(1, 13):
+            local_steps(player, few.train, Peers(), settings, process, 0, round_)
+            average = dict(zip([name for name, _ in player.network.named_parameters()], player.average, strict=True))
+            if spoil and round_ == 12:
+                for name, parameter in average.items():
+                    if name.startswith("private."):
+                        parameter.mul_(100)
+            end_round(player, {0: few.held_out}, settings, process, round_)
+        sent_networks.append(sent(player.published()))
+    assert_same({0: sent_networks[0]}, {0: sent_networks[1]})

@@ -34,7 +34,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 def here(monkeypatch: pytest.MonkeyPatch) -> None:
     """The clients are real, and run in this process."""
 
-    def start(simulation: Simulation, on_round) -> None:
+    def start(simulation: Simulation, on_round, on_phase) -> None:
         grid = LocalGrid(range(simulation.classes), lambda order, reply: reply)
         simulation.app.serve(grid, simulation.prepared, on_round)
 

@@ -17,11 +17,14 @@ from sklearn.datasets import load_digits
 from fedmutual.config import RunConfig
 from fedmutual.errors import UserError
 from fedmutual.networks import build
+from fedmutual.networks.owned import class_folder, read_owned
+from fedmutual.networks.split import PRIVATE, sent
 from fedmutual.records import HELLO, NUMBERS, ORDER
 from fedmutual.run_folder import read_history
 from simulations.deployment.demo import IMAGES, demo, rounds_table, write_images
 from simulations.deployment.loopback import CONNECTION, Deployment, DeploymentFailed, kill, living
 from simulations.runs.networks import read_networks
+from simulations.runs.sampling import draw_samples
 from tests.support import wire
 from tests.support.data import load_class
 
@@ -207,6 +210,35 @@ def test_errors_tell_the_server_nothing_private_either(federation, completed):
     assert_nothing_private(federation, messages)
     assert "samples of npz have 1,9,9" in federation.log_of("client-0")
     assert "store-1" in federation.log_of("client-1")
+
+
+def test_the_private_part_of_a_network_crosses_no_wire_and_its_owner_draws_from_it(federation, completed, tmp_path):
+    """A second run, with publish = noise-split: every object of its messages, and what its folder alone is worth."""
+    before = {message.object_id for message in wire.captured(federation.root / "superlink.db")[0]}
+    settings = {**SETTINGS, "publish": "noise-split", "published-width": 8, "out": str(tmp_path / "run")}
+    run = finish(federation, settings)
+    assert federation.status(run) == "finished:completed", federation.why(run)
+    messages, others = wire.captured(federation.root / "superlink.db")
+    messages = [message for message in messages if message.object_id not in before]
+    assert others == 0
+    expected = sent(build(RunConfig.of(settings), (1, 8, 8), 0).state_dict())
+    identity = json.loads((tmp_path / "run" / "run.json").read_text())["run"]
+    stores = [federation.root.parent / f"store-{y}" for y in range(CLIENTS)]
+    whole = [read_owned(class_folder(store, identity, y), SETTINGS["rounds"]) for y, store in enumerate(stores)]
+    secrets = [t.numpy().tobytes() for network in whole for name, t in network.items() if name.startswith(PRIVATE)]
+    records = [record for message in messages for record in message.content.array_records.values()]
+    assert len(records) >= 2 * CLIENTS * 2  # replies and peers
+    for record in records:
+        shapes = {name: tuple(array.numpy().shape) for name, array in record.items()}
+        assert shapes == {name: tuple(tensor.shape) for name, tensor in expected.items()}
+        content = [array.data for array in record.values()]
+        assert not any(secret in data for secret in secrets if len(secret) > 100 for data in content)
+        assert_no_sample_in([array.numpy() for array in record.values()], federation.root.parent)
+    assert_nothing_private(federation, messages)
+    with pytest.raises(UserError, match="the part that it published"):
+        draw_samples(tmp_path / "run", 4)
+    drawn = draw_samples(tmp_path / "run", 4, here={"store": str(stores[1])})
+    assert {y: tuple(samples.shape) for y, samples in drawn.items()} == {1: (4, 1, 8, 8)}
 
 
 def test_a_run_killed_at_the_server_is_resumed_by_a_file_of_settings(federation, completed, tmp_path):

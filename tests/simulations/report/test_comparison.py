@@ -222,6 +222,21 @@ def test_a_damaged_audit_is_reported_in_one_line(tmp_path: Path, content: str) -
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("part", "says"),
+    [
+        ("published", "a part of each network is sent, for high noise, and that is what was attacked"),
+        ("whole", "the owners' whole networks were attacked, which are not sent"),
+        (None, ""),
+    ],
+)
+def test_the_page_says_which_part_of_a_network_was_attacked(tmp_path: Path, part: str | None, says: str) -> None:
+    rows = [{**row, **({"part": part} if part else {})} for row in audit_of(0.9)]
+    page = write_report([fabricate(tmp_path / "run", audit=rows)], tmp_path / "page.html").read_text()
+    assert says in page
+    assert ("is what was attacked" in page, "which are not sent" in page) == (part == "published", part == "whole")
+
+
 def test_a_use_of_data_that_nobody_knows_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="data must be one of stays, pooled, control"):
         comparison([fabricate(tmp_path / "a", data="elsewhere")])
