@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -16,9 +16,11 @@ from fedmutual.device import dtype_of
 from fedmutual.diffusion import make_process
 from fedmutual.errors import UserError
 from fedmutual.networks import OfClass, build, build_conditional
-from fedmutual.records import Network
 from fedmutual.run_folder import CONFIG, SHARED, checkpoints, holds_run, newest_checkpoint, read_checkpoint, read_facts
 from fedmutual.settings import read_settings
+
+if TYPE_CHECKING:
+    from fedmutual.records import Network  # Flower is not needed to read a run
 
 HERE = ("data", "data-path", "device")
 """Settings that say where the data lie and what computes: they may differ on a machine to which a run has moved."""
@@ -58,7 +60,7 @@ def without_network(folder: Path) -> list[str]:
     return [name for y, name in enumerate(read_facts(folder).class_names) if y not in networks]
 
 
-def read_networks(folder: Path, which: str = "last") -> tuple[int, dict[int, Network]]:
+def read_networks(folder: Path, which: str = "last") -> "tuple[int, dict[int, Network]]":
     """(round, {class: network}) of the checkpoint `which`: last, best (smallest gradient norm), or a round's number.
 
     Where all classes share one conditional network, every class has that one.
@@ -72,7 +74,7 @@ def read_networks(folder: Path, which: str = "last") -> tuple[int, dict[int, Net
     return round_, _of_classes(networks)
 
 
-def _read(folder: Path, which: str) -> tuple[int, dict[int | str, Network]]:
+def _read(folder: Path, which: str) -> "tuple[int, dict[int | str, Network]]":
     """(round, networks) of a checkpoint as it is laid out."""
     checkpoint = newest_checkpoint(folder)
     if checkpoint is None:
@@ -91,11 +93,11 @@ def _read(folder: Path, which: str) -> tuple[int, dict[int | str, Network]]:
     return checkpoint.round, {place: entry.network for place, entry in checkpoint.networks.items()}
 
 
-def _of_classes(networks: Mapping[int | str, Network]) -> dict[int, Network]:
+def _of_classes(networks: "Mapping[int | str, Network]") -> "dict[int, Network]":
     return {place: network for place, network in networks.items() if isinstance(place, int)}
 
 
-def class_networks(folder: Path, which: str, device: torch.device) -> tuple[int, dict[int, nn.Module]]:
+def class_networks(folder: Path, which: str, device: torch.device) -> "tuple[int, dict[int, nn.Module]]":
     """(round, {class: its network}) of a run's checkpoint, as `read_networks`.
 
     Each is (x, t) -> output, in evaluation mode on `device`, whatever the method: the class's own network, the
@@ -117,6 +119,6 @@ def class_networks(folder: Path, which: str, device: torch.device) -> tuple[int,
     return round_, networks
 
 
-def _ready(network: nn.Module, state: Network, device: torch.device) -> nn.Module:
+def _ready(network: nn.Module, state: "Network", device: torch.device) -> nn.Module:
     network.load_state_dict(state)
     return network.to(device).eval().requires_grad_(False)
