@@ -32,7 +32,16 @@ from fedmutual.learning.igd import Diverged, local_steps
 from fedmutual.learning.peers import Peers
 from fedmutual.learning.player import Player
 from fedmutual.networks import build
-from fedmutual.records import Network, Rejected, check_values, norm_limit, pack_network, pack_numbers, unpack_order
+from fedmutual.records import (
+    Network,
+    Rejected,
+    check_values,
+    norm_limit,
+    pack_network,
+    pack_numbers,
+    rounded_names,
+    unpack_order,
+)
 
 NODE_SETTINGS = ("data", "data-path", "store", "device")
 
@@ -97,7 +106,8 @@ def _train(message: Message, context: Context) -> Message:
             for network in (player.published(), player.network.state_dict()):
                 check_values(network, limit)
             store.keep(player, numbers, checkpointed)
-    reply = RecordDict({"network": pack_network(player.published()), "numbers": pack_numbers(numbers)})
+    rounded = rounded_names(player.network, config.federation.wire_dtype)
+    reply = RecordDict({"network": pack_network(player.published(), rounded), "numbers": pack_numbers(numbers)})
     return Message(reply, reply_to=message)
 
 

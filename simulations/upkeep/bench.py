@@ -14,7 +14,7 @@ from fedmutual.config import RunConfig
 from fedmutual.data import num_classes, sample_shape
 from fedmutual.errors import UserError
 from fedmutual.networks import build
-from fedmutual.records import pack_network
+from fedmutual.records import pack_network, rounded_names
 from fedmutual.run_folder import read_history
 from server.orders import Run
 from simulations.engine.simulation import Simulation, overhead
@@ -119,7 +119,9 @@ def _rounds(name: str, config: RunConfig, on_share: OnShare) -> Row:
 
 def wire(config: RunConfig, on_share: OnShare) -> list[Row]:
     """Bytes that a client receives and sends in a round, and gigabytes of the whole run, of networks as records."""
-    network = pack_network(build(config, sample_shape(config.data), 0).state_dict()).count_bytes()
+    untrained = build(config, sample_shape(config.data), 0)
+    rounded = rounded_names(untrained, config.federation.wire_dtype)
+    network = pack_network(untrained.state_dict(), rounded).count_bytes()
     peers = _peers_of_a_client(config)
     down = network * (min(peers, 1) if config.mutual.exchange == "mean" else peers)
     messages = config.rounds * max(1, round(config.federation.participation * num_classes(config.data)))
