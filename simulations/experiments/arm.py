@@ -88,7 +88,7 @@ def _federate(
     if holds_run(folder) and read_facts(folder).status == "done" and without_network(folder):
         shutil.rmtree(folder)  # an earlier attempt that ended without a network of every class
     config = config.but(resume=holds_run(folder))
-    simulation = Simulation(config, cpus, gpus, app, ray)
+    simulation = Simulation(config, cpus, gpus, app, ray=ray)
     change_facts(folder, method=method)
     simulation.run(lambda rows: on_round(rows[0]["round"]))
     if missing := without_network(folder):

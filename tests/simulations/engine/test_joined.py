@@ -134,3 +134,12 @@ def test_a_node_that_dies_in_a_round_costs_nothing_and_the_run_ends_where_one_ma
 def head(nodes: Nodes) -> str:
     with Cluster(nodes.address).joined():
         return next(node["NodeID"] for node in ray.nodes() if "node:__internal_head__" in node["Resources"])
+
+
+@pytest.mark.parametrize("more", [("digits", "--minutes", "5"), ("{data}",)])
+def test_settings_chosen_by_the_speed_of_this_machine_are_refused_for_a_cluster(command_line, tmp_path, more):
+    for command in ("simulate", "compare"):
+        given = [str(tmp_path) if word == "{data}" else word for word in more]
+        code, _, error = command_line(command, *given, "--ray", "127.0.0.1:9")
+        assert code == 2
+        assert error.splitlines()[-1].startswith("error: --minutes and DATA choose settings by this machine's speed")
