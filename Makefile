@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 RUNS := runs/demo
 
-.PHONY: install demo deploy-demo test test-faults soak lint
+.PHONY: install demo deploy-demo test test-faults soak gpu-proof lint
 
 install: .venv/installed
 
@@ -27,6 +27,10 @@ deploy-demo: install
 soak: install
 	rm -rf $(RUNS)/soak
 	$(BIN)/fedmutual soak --out $(RUNS)/soak
+
+# Needs no installation, only what the command names when it is missing; OUT is gone on with.
+gpu-proof:
+	$(PYTHON) -m simulations.upkeep.gpu_proof $(or $(OUT),runs/gpu-proof)
 
 # Two at a time: much of what tests do is to wait for processes that start.
 test: install lint

@@ -33,7 +33,16 @@ from fedmutual.learning.peers import Peers
 from fedmutual.learning.player import Player
 from fedmutual.networks import build
 from fedmutual.networks.split import sent
-from fedmutual.records import Network, Rejected, check_values, norm_limit, pack_network, pack_numbers, unpack_order
+from fedmutual.records import (
+    Network,
+    Rejected,
+    check_values,
+    norm_limit,
+    pack_network,
+    pack_numbers,
+    rounded_names,
+    unpack_order,
+)
 
 NODE_SETTINGS = ("data", "data-path", "store", "device")
 
@@ -101,7 +110,8 @@ def _train(message: Message, context: Context) -> Message:
                 check_values(sent(network), limit)
                 check_values(network, norm_limit(initial, bound))
             store.keep(player, numbers, checkpointed, whole=config.publishing.mode == "network")
-    reply = RecordDict({"network": pack_network(sent(player.published())), "numbers": pack_numbers(numbers)})
+    rounded = rounded_names(player.network, config.federation.wire_dtype)
+    reply = RecordDict({"network": pack_network(sent(player.published()), rounded), "numbers": pack_numbers(numbers)})
     return Message(reply, reply_to=message)
 
 

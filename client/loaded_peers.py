@@ -14,7 +14,7 @@ from torch import nn
 from fedmutual.config import RunConfig
 from fedmutual.learning.peers import freeze
 from fedmutual.networks.split import sent_part
-from fedmutual.records import Network, check_values, unpack_network
+from fedmutual.records import Network, check_values, rounded_names, unpack_network
 
 Key = tuple[str, RunConfig, torch.device]
 
@@ -38,6 +38,7 @@ class LoadedPeers:
                 limit of their norm is this client's own.
         """
         device = next(own.parameters()).device
+        rounded = rounded_names(own, config.federation.wire_dtype)
         keys = [(_digest(record), config, device) for record in records]
         self.networks = {key: network for key, network in self.networks.items() if key in keys}
         for key, record in zip(keys, records, strict=True):
@@ -45,7 +46,7 @@ class LoadedPeers:
                 check_values(self.networks[key].state_dict(), limit)
                 continue
             network = copy.deepcopy(sent_part(own))
-            network.load_state_dict(unpack_network(record, initial, limit))
+            network.load_state_dict(unpack_network(record, initial, limit, rounded))
             self.networks[key] = freeze(network, config.compute.autocast)
         return [self.networks[key] for key in keys]
 

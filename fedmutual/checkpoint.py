@@ -1,4 +1,7 @@
-"""Atomic files that know when they are damaged: safetensors with JSON beside the tensors, never pickle."""
+"""Atomic files that know when they are damaged: safetensors with JSON beside the tensors, never pickle.
+
+A file is written from the tensors' own memory: the library's writer would make a copy of all of them first.
+"""
 
 import hashlib
 import json
@@ -9,7 +12,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
@@ -36,8 +38,8 @@ def writing(path: Path) -> Iterator[None]:
         raise Unwritable(path, error) from error
 
 
-def write_atomic(path: Path, content: bytes) -> None:
-    """Put `content` at `path` so that a kill or a full disk leaves the old file or the new one, never a part.
+def write_atomic(path: Path, *content: bytes | memoryview) -> None:
+    """Put `content`, one piece after the other, at `path`: a kill or a full disk leaves the old file or the new one.
 
     Raises:
         Unwritable: the disk is full, or the place forbidden.
@@ -47,7 +49,7 @@ def write_atomic(path: Path, content: bytes) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             with partial.open("wb") as file:
-                file.write(content)
+                file.writelines(content)
                 file.flush()
                 os.fsync(file.fileno())
             partial.replace(path)
@@ -70,8 +72,35 @@ def _digest(tensors: dict[str, Tensor], meta: str) -> str:
     for name in sorted(tensors):
         tensor = tensors[name]
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+        digest.update(_bytes(tensor))
     return digest.hexdigest()
+
+
+def _bytes(tensor: Tensor) -> memoryview:
+    """The memory of a contiguous tensor on the CPU."""
+    return tensor.reshape(-1).view(torch.uint8).numpy().data
+
+
+_TYPES = {
+    **{torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.bool: "BOOL"},
+    **{torch.int64: "I64", torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8"},
+}
+"""How safetensors calls the types."""
+
+
+def _head(tensors: dict[str, Tensor], metadata: dict[str, str]) -> bytes:
+    """What a file of the format safetensors begins with: the length of a JSON text, and that text, padded to eights.
+
+    The tensors follow without gaps, in the order that they have here.
+    """
+    entries: dict[str, Any] = {"__metadata__": metadata}
+    end = 0
+    for name, tensor in tensors.items():
+        begin, end = end, end + tensor.nbytes
+        entries[name] = {"dtype": _TYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [begin, end]}
+    text = json.dumps(entries, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
 
 
 def save(path: Path, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
@@ -79,7 +108,8 @@ def save(path: Path, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
     text = json.dumps(meta, sort_keys=True)
     stored = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     header = {"meta": text, "sha256": _digest(stored, text)}
-    write_atomic(path, safetensors.torch.save(stored, header))
+    aligned = {name: stored[name] for name in sorted(stored, key=lambda name: (-stored[name].element_size(), name))}
+    write_atomic(path, _head(aligned, header), *map(_bytes, aligned.values()))
 
 
 def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

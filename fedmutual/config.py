@@ -279,6 +279,9 @@ class Federation(Group):
     max_reply_mb: NotNegative = Field(
         0.0, description="largest reply that a deployed server takes in, in MB; 0: its network and 4 MB"
     )
+    wire_dtype: Literal["same", "bfloat16"] = Field(
+        "same", description="of the parameters that are sent; bfloat16: half the bytes of float32, rounded; same: dtype"
+    )
     checkpoint_every: Positive = Field(1, description="rounds between checkpoints")
     evaluate_every: Count = Field(1, description="rounds between held-out losses at the clients; 0: never")
     share_counts: bool = Field(False, description="let clients report their number of samples")

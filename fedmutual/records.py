@@ -13,6 +13,7 @@ import json
 import math
 import re
 import sys
+import warnings
 from collections.abc import Collection
 from io import BytesIO
 from typing import Any
@@ -21,7 +22,7 @@ import numpy as np
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from numpy.lib.format import read_array_header_1_0, read_magic
-from torch import Tensor
+from torch import Tensor, nn
 
 Network = dict[str, Tensor]
 """A network's state by names."""
@@ -54,20 +55,58 @@ class Rejected(ValueError):
         super().__init__(one_line(reason))
 
 
-def pack_network(network: Network) -> ArrayRecord:
-    """A network's state as an ArrayRecord: named arrays in NumPy's own format, C order, no pickle."""
-    return ArrayRecord({name: Array(tensor.detach().cpu().contiguous().numpy()) for name, tensor in network.items()})
+def rounded_names(network: nn.Module, wire_dtype: str) -> frozenset[str]:
+    """The tensors of a network that cross the wire as bfloat16 by the setting `wire-dtype`: its parameters, or none.
+
+    Buffers stay as they are: they are the same in every class, and rounded frequencies of a time would be others.
+    """
+    return frozenset(name for name, _ in network.named_parameters()) if wire_dtype == "bfloat16" else frozenset()
 
 
-def unpack_network(record: ArrayRecord, like: Network, limit: float) -> Network:
+def pack_network(network: Network, rounded: Collection[str] = ()) -> ArrayRecord:
+    """A network's state as an ArrayRecord: named arrays in NumPy's own format, C order, no pickle.
+
+    NumPy has no bfloat16: the tensors named in `rounded` cross as the bits of it, in integers of two bytes.
+    """
+    stored = {name: tensor.detach().cpu().contiguous() for name, tensor in network.items()}
+    stored |= {name: stored[name].to(torch.bfloat16).view(torch.int16) for name in rounded}
+    return ArrayRecord({name: Array(tensor.numpy()) for name, tensor in stored.items()})
+
+
+def network_in(record: ArrayRecord, like: Network, rounded: Collection[str] = ()) -> Network:
+    """The network in a record of `pack_network`, over the record's own bytes: to be read, and not written to."""
+    network = {}
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The given NumPy array is not writable")
+        for name, expected in like.items():
+            values = np.frombuffer(record[name].data, record[name].dtype, offset=_header(record[name]))
+            tensor = torch.from_numpy(values.reshape(expected.shape))
+            network[name] = tensor.view(torch.bfloat16).to(expected.dtype) if name in rounded else tensor
+    return network
+
+
+def _header(array: Array) -> int:
+    """Bytes of the header of one of our own arrays, behind which all are values."""
+    return len(array.data) - math.prod(array.shape) * np.dtype(array.dtype).itemsize
+
+
+def unpack_network(record: ArrayRecord, like: Network, limit: float, rounded: Collection[str] = ()) -> Network:
     """The network in `record`, on the CPU, checked against `like` before anything is decoded.
+
+    The tensors named in `rounded` cross as bfloat16, see `pack_network`.
 
     Raises:
         Rejected: other names, shapes or dtypes than `like`, an encoding other than NumPy's, content that does
             not decode to what it announces, values that are not finite, or a norm above `limit`, see `norm_limit`.
     """
     _check_names("names", set(record), set(like))
-    network = {name: _decode(name, record[name], expected) for name, expected in like.items()}
+    network = {}
+    for name, expected in like.items():
+        if name in rounded:
+            bits = _decode(name, record[name], torch.empty(expected.shape, dtype=torch.int16, device="meta"))
+            network[name] = bits.view(torch.bfloat16).to(expected.dtype)
+        else:
+            network[name] = _decode(name, record[name], expected)
     check_values(network, limit)
     return network
 

@@ -39,7 +39,7 @@ from importlib.metadata import PackageNotFoundError, version
 from io import BytesIO, StringIO
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, BinaryIO, ClassVar, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, BinaryIO, ClassVar, NamedTuple, Self
 from zipfile import BadZipFile
 
 import numpy as np
@@ -51,8 +51,10 @@ from fedmutual.config import RunConfig
 from fedmutual.data import class_names
 from fedmutual.errors import UserError
 from fedmutual.methods import DATA
-from fedmutual.records import Network
 from fedmutual.settings import write_settings
+
+if TYPE_CHECKING:
+    from fedmutual.records import Network  # Flower is not needed to read or write a run folder
 
 PRESET, MINUTES = "preset.toml", "minutes.json"
 """Names of files in the folder of a run or a comparison whose settings were chosen for some minutes."""
@@ -318,7 +320,7 @@ SHARED = "shared"
 class NetworkOfRound(NamedTuple):
     """A network, and the round that it was made in."""
 
-    network: Network
+    network: "Network"
     round: int
 
 
@@ -344,7 +346,7 @@ def checkpoints(folder: Path) -> dict[int, Path]:
     return {int(match[1]): path for path in paths if (match := _CHECKPOINT.fullmatch(path.name))}
 
 
-def networks_in(tensors: Mapping[str, torch.Tensor]) -> dict[int | str, Network]:
+def networks_in(tensors: Mapping[str, torch.Tensor]) -> "dict[int | str, Network]":
     """{class: network} of a checkpoint, whose tensors are named `<class>/<parameter>`; see `SHARED`."""
     networks: dict[int | str, Network] = {}
     for name, tensor in tensors.items():

@@ -12,18 +12,33 @@ from fedmutual.config import RunConfig
 from fedmutual.errors import UserError
 from fedmutual.networks import build
 from fedmutual.networks.split import sent
-from fedmutual.records import Network, Rejected, norm_limit, pack_network, unpack_network, unpack_numbers
+from fedmutual.records import (
+    Network,
+    Rejected,
+    network_in,
+    norm_limit,
+    pack_network,
+    rounded_names,
+    unpack_network,
+    unpack_numbers,
+)
 from fedmutual.run_folder import NetworkOfRound
 from server.intake import ROOM
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A class's network as it was accepted: for the mean, for checkpoints, and ready to be sent."""
+    """A class's network as it was accepted, once: ready to be sent, and read there for the mean and for checkpoints."""
 
-    network: Network
     record: ArrayRecord
     round: int
+    like: Network
+    rounded: frozenset[str]
+
+    @property
+    def network(self) -> Network:
+        """Over the bytes of the record, so that it is not to be written to."""
+        return network_in(self.record, self.like, self.rounded)
 
 
 class Bank:
@@ -40,9 +55,10 @@ class Bank:
     def __init__(self, config: RunConfig, shape: tuple[int, ...], classes: int):
         self.config, self.shape, self.classes = config, shape, classes
         self.entries: dict[int, Entry] = {}
-        whole = build(config, shape, 0).state_dict()
-        self.like: Network = sent(whole)
-        self.parameters = classes * sum(tensor.numel() for tensor in whole.values())
+        untrained = build(config, shape, 0)
+        self.like: Network = sent(untrained.state_dict())
+        self.parameters = classes * sum(tensor.numel() for tensor in untrained.state_dict().values())
+        self.rounded = rounded_names(untrained, config.federation.wire_dtype)
         self.norm_limit = norm_limit(self.like, config.federation.norm_bound)
         size, limit = sum(tensor.nbytes for tensor in self.like.values()), int(config.federation.max_reply_mb * 1e6)
         if 0 < limit < size:
@@ -53,8 +69,7 @@ class Bank:
 
     def initial(self, y: int) -> Entry:
         """Class y's network before training, which every holder of the seed can work out."""
-        network = sent(build(self.config, self.shape, y).state_dict())
-        return Entry(network, pack_network(network), 0)
+        return self._entry(sent(build(self.config, self.shape, y).state_dict()), 0)
 
     def accept(self, y: int, attempt: int, round_: int, content: RecordDict) -> dict[str, int | float]:
         """Take the reply of class y to the order of this round; returns its numbers.
@@ -70,20 +85,25 @@ class Bank:
             raise Rejected(f"class {y} has already replied for round {round_}")
         if set(content) != {"network", "numbers"} or "network" not in content.array_records:
             raise Rejected(f"the reply holds {sorted(content)[:3]}, not one network and its numbers")
-        network = unpack_network(content.array_records["network"], self.like, self.norm_limit)
+        network = unpack_network(content.array_records["network"], self.like, self.norm_limit, self.rounded)
         # Packed anew: peers are sent what was checked, not the bytes that a client wrote.
-        self.entries[y] = Entry(network, pack_network(network), round_)
+        self.entries[y] = self._entry(network, round_)
         return numbers
 
     def restore(self, networks: Mapping[Any, NetworkOfRound]) -> None:
         """Fill the bank from a checkpoint: {class: (network, round it was made in)}."""
         for y, (network, round_) in networks.items():
-            self.entries[y] = Entry(network, pack_network(network), round_)
+            self.entries[y] = self._entry(network, round_)
 
     def mean(self, peers: Sequence[Entry], weights: Sequence[float]) -> ArrayRecord:
         """The network of mean parameters, sum_k w_k theta_k: the mean of the peers where features are shared."""
-        stacked = {name: torch.stack([peer.network[name] for peer in peers]) for name in self.like}
-        return pack_network({name: _weighted(tensor, weights) for name, tensor in stacked.items()})
+        networks = [peer.network for peer in peers]
+        stacked = {name: torch.stack([network[name] for network in networks]) for name in self.like}
+        mean = {name: _weighted(tensor, weights) for name, tensor in stacked.items()}
+        return pack_network(mean, self.rounded)
+
+    def _entry(self, network: Network, round_: int) -> Entry:
+        return Entry(pack_network(network, self.rounded), round_, self.like, self.rounded)
 
 
 def _weighted(stacked: Tensor, weights: Sequence[float]) -> Tensor:

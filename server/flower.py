@@ -6,7 +6,8 @@ here: what a reply may cost is in `server.intake`, what a machine is checked for
 """
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeGuard, cast
 
@@ -194,6 +195,22 @@ def record_of(views: Views) -> ArrayRecord:
         record[name] = Array(dtype, shape, stype, b"")
         record[name].data = cast(bytes, content.data)
     return record
+
+
+# The processes of a simulation
+
+
+@contextmanager
+def pool_of_clients(pool: Callable[..., Any]) -> Iterator[None]:
+    """Flower's Ray backend makes its pool of processes by `pool` for as long as the block lasts."""
+    from flwr.server.superlink.fleet.vce.backend import raybackend  # which imports Ray
+
+    before = raybackend.BasicActorPool
+    raybackend.BasicActorPool = pool  # type: ignore[assignment, misc]
+    try:
+        yield
+    finally:
+        raybackend.BasicActorPool = before  # type: ignore[misc]
 
 
 # The configuration of the command line `flwr`

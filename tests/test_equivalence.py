@@ -94,6 +94,24 @@ def test_one_averaged_network_equals_all_networks_where_features_are_shared(smal
     assert_same(one_each, averaged, rtol=1e-11, atol=1e-13)
 
 
+def test_bfloat16_on_the_wire_rounds_what_is_sent_and_halves_it_and_changes_no_client(small, tmp_path):
+    """Without peers nothing comes back to a client, so that only what the server holds is rounded."""
+    isolated = {"beta": 0.0, "rounds": 2}
+    whole = networks(federate(small(**isolated)))
+    grid = LocalGrid(range(10))
+    config = small(**isolated, wire_dtype="bfloat16", out=str(tmp_path / "b"), store=str(tmp_path / "c"))
+    sent = networks(federate(config, grid))
+    rounded = {y: {n: t if n == "rates" else t.bfloat16().float() for n, t in whole[y].items()} for y in whole}
+    assert_same(sent, rounded)
+    lines = [line["bytes_up"] for line in read_history(Path(config.federation.out))]
+    before = [line["bytes_up"] for line in read_history(tmp_path / "run")]
+    assert max(lines) < 0.6 * min(before)
+    with_peers = small(wire_dtype="bfloat16", out=str(tmp_path / "d"), store=str(tmp_path / "e"))
+    near = networks(federate(with_peers))
+    exact = networks(federate(small(out=str(tmp_path / "f"), store=str(tmp_path / "g"))))
+    assert_same(near, exact, rtol=0.02, atol=0.02)
+
+
 @pytest.mark.parametrize("own", [{}, OVERFIT], ids=["last", "best"])
 @pytest.mark.parametrize("checkpoint_every", [1, 3])
 def test_stopping_and_resuming_equals_running_through(small, tmp_path, checkpoint_every, own):

@@ -35,7 +35,10 @@ ARROWS = {
     "simulations.engine": {"fedmutual", "client", "server"},
     "simulations.deployment": {"fedmutual", "client", "server", "simulations.terminal"},
     "simulations.experiments": {"fedmutual", "client", "server", "simulations.engine", "simulations.runs"},
-    "simulations.upkeep": {"fedmutual", "client", "server", "simulations.engine", "simulations.deployment"},
+    "simulations.upkeep": {
+        *("fedmutual", "client", "server"),
+        *("simulations.engine", "simulations.deployment", "simulations.runs"),
+    },
 }
 """The rooms that a room of `simulations` may import, beside itself; `cli` may import all of them."""
 
@@ -129,6 +132,34 @@ def test_the_method_knows_flower_only_in_records():
     method = [path for path in FILES if path.is_relative_to(ROOT / "fedmutual")]
     knowing = {path.name for path in method if any(module.split(".")[0] == "flwr" for module in imports(path))}
     assert knowing == {"records.py"}
+
+
+def imported_at_its_top(path: Path) -> set[str]:
+    """Every module whose import runs when the file is imported: not in functions, nor for the type checker alone."""
+    found, todo = set(), list(ast.parse(path.read_text(encoding="utf-8")).body)
+    while todo:
+        node = todo.pop()
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found |= {str(node.module), *(f"{node.module}.{alias.name}" for alias in node.names)}
+        elif not isinstance(node, ast.FunctionDef) and "TYPE_CHECKING" not in ast.dump(getattr(node, "test", node)):
+            todo += [child for child in ast.iter_child_nodes(node) if isinstance(child, ast.stmt)]
+    return found
+
+
+def test_what_a_gpu_is_proved_by_needs_neither_flower_nor_ray():
+    """Nor do the files that its files import, in turn: only functions that are called where there is Flower may."""
+    modules = {name_of(path): path for path in FILES}
+    needed, todo = set(), [name for name in modules if name.startswith("simulations.upkeep.gpu_proof")]
+    while todo:
+        module = todo.pop()
+        if module in modules and module not in needed:
+            needed.add(module)
+            todo += imported_at_its_top(modules[module])
+    foreign = {module.split(".")[0] for name in needed for module in imported_at_its_top(modules[name])}
+    assert {"fedmutual.learning.igd", "fedmutual.run_folder", "client.store", "simulations.runs.measuring"} <= needed
+    assert foreign.isdisjoint({"flwr", "ray", "torchvision", "sklearn", "typer", "rich", "matplotlib", "jinja2"})
 
 
 def test_tests_mirror_the_tree():

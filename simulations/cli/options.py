@@ -15,6 +15,13 @@ Here = Annotated[
 AsJson = Annotated[bool, typer.Option("--json", help='Print one object {"rows": [...]} instead of tables.')]
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN")]
 RunFolders = Annotated[list[Path], typer.Argument(metavar="RUN...")]
+OnCluster = Annotated[
+    str,
+    typer.Option(
+        metavar="ADDRESS",
+        help="Ray cluster to run clients on: HOST:PORT, or auto: that of RAY_ADDRESS, else the one that runs here.",
+    ),
+]
 Preset = Annotated[str, typer.Argument(autocompletion=names)]
 PresetOrData = Annotated[str, typer.Argument(metavar="[PRESET|DATA]", autocompletion=names)]
 Minutes = Annotated[

@@ -18,7 +18,7 @@ from fedmutual.errors import UserError
 from fedmutual.settings import parse_assignments
 from simulations.cli.inspect import measure, train_extractor, write_page
 from simulations.cli.minutes import METHODS, SEEDS, Chosen, again, chosen, is_data, untimed
-from simulations.cli.options import AsJson, Minutes, Preset, PresetOrData, Settings
+from simulations.cli.options import AsJson, Minutes, OnCluster, Preset, PresetOrData, Settings
 from simulations.cli.presets import PRESETS, names, read_preset, record_preset, settings_of_run
 from simulations.cli.tables import print_json
 from simulations.terminal import console, moment, phases, progress
@@ -37,6 +37,7 @@ def simulate(
     ] = None,
     cpus: Annotated[int, typer.Option(min=0, help="Clients that train at once; 0: one for each core.")] = 0,
     gpus: Annotated[int, typer.Option(min=-1, help="GPUs they share; -1: all there are.")] = -1,
+    ray: OnCluster = "",
     as_json: AsJson = False,
 ) -> None:
     """Train a federation on this machine, one client a class, then sample, measure and report.
@@ -45,6 +46,7 @@ def simulate(
     folder of images or a .npz: network, size and steps are then chosen for the data and for the time that --minutes
     gives, 15 by default. With --minutes a preset gets the steps that the time allows.
     """
+    _refuse_timed_on_cluster(preset, minutes, ray)
     given = parse_assignments(settings or [])
     choice = _chosen_to_simulate(preset, minutes, given, resume, cpus, gpus)
     config, folder = _asked_for(preset, given, out, resume, choice)
@@ -64,7 +66,7 @@ def simulate(
         training = extractor_to_train(config, folder) if config.measuring.samples else None
         if config.measuring.samples and not training:
             run_extractor(config)  # a file that does not fit is refused before the training, not after it
-        simulation: Simulation[Any] = Simulation(config, cpus, gpus, on_read=shown.read)
+        simulation: Simulation[Any] = Simulation(config, cpus, gpus, on_read=shown.read, ray=ray)
     refused = 0
     print_notices(simulation.notices)
     if not resume and not is_data(preset):
@@ -101,6 +103,12 @@ def simulate(
             f"class {listing(missing)} has no network, so that this run is not complete: its page and history.jsonl "
             "say why"
         )
+
+
+def _refuse_timed_on_cluster(preset: str, minutes: float | None, ray: str) -> None:
+    """Raises `UserError` where settings would be chosen by the speed of this machine for a run on others."""
+    if ray and (minutes is not None or is_data(preset)):
+        raise UserError("--minutes and DATA choose settings by this machine's speed: with --ray name a preset instead")
 
 
 def _chosen_to_simulate(
@@ -146,6 +154,7 @@ def compare(
     ] = None,
     cpus: Annotated[int, typer.Option(min=0, help="Cores to use; 0: all there are.")] = 0,
     gpus: Annotated[int, typer.Option(min=-1, help="GPUs for federated arms; -1: all there are.")] = -1,
+    ray: OnCluster = "",
     as_json: AsJson = False,
 ) -> None:
     """Train several methods on the same data, split and budget, over several seeds, and report.
@@ -153,6 +162,7 @@ def compare(
     PRESET, DATA and --minutes are as in simulate. `-s METHOD.key=value` changes a setting of one method alone. An arm
     that is finished is not run again, so that the same command with its --out goes on after a stop.
     """
+    _refuse_timed_on_cluster(preset, minutes, ray)
     given, own = parse_assignments(settings or []), is_data(preset)
     methods, seeds = methods or (METHODS if own else "all"), seeds if seeds is not None else SEEDS if own else 5
     choice = again(out, preset, minutes) or chosen(preset, minutes, given, cpus, gpus, (methods, seeds))
@@ -175,7 +185,7 @@ def compare(
                 train_extractor(training)
     with part("arms"), phases(then="the report") as shown:
         shown.begin("comparing", len(made.arms), "arms", timed=False)
-        run_arms(made, cpus, gpus, shown.advance)
+        run_arms(made, cpus, gpus, shown.advance, ray)
     for place in made.places if not own else ():
         record_preset(place, preset)
     with part("page"):

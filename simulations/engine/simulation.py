@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
+from functools import partial
 from pathlib import Path
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
@@ -36,18 +37,20 @@ from fedmutual.errors import UserError
 from fedmutual.learning.igd import NO_STEPS
 from fedmutual.run_folder import read_history, run_folder
 from server.app import prepare, serve
+from server.flower import pool_of_clients
 from server.journal import Journal
 from server.orders import OnRound, Run
 from server.roster import RunFailed
 from simulations.engine.cluster import innermost, own_ray
+from simulations.engine.joined import Cluster
 from simulations.engine.lending import lend_records
+from simulations.engine.pool import ClientProcesses
 
 CLIENT_CPUS = 1
 """Cores of a client."""
 
-RAY_OPTIONS = {"max_restarts": -1, "enable_task_events": False}
-"""A client process that was killed, say for want of memory, is started anew; and Ray does not keep an account of every
-order, which would grow by 4 MB in a hundred rounds of ten clients."""
+RAY_OPTIONS = {"enable_task_events": False}
+"""Ray does not keep an account of every order, which would grow by 4 MB in a hundred rounds of ten clients."""
 
 
 class Prepared(Protocol):
@@ -76,14 +79,14 @@ MUTUAL: App[Run] = App(prepare, serve, client_app)
 
 
 class Simulation(Generic[P]):
-    """A federation of one client a class on this machine.
+    """A federation of one client a class, on this machine or on the Ray cluster `ray` (see `Cluster`).
 
-    `cpus` clients train at once (0: one for each core this process may use); `gpus` are shared among them
-    (-1: all there are). Clients keep their states in the run folder unless `store` says otherwise. `on_read` is called
-    with each class that is read.
+    `cpus` clients train at once (0: one for each core this process may use, or the cluster has); `gpus` are shared
+    among them (-1: all there are). Clients keep their states in the run folder unless `store` says otherwise. `on_read`
+    is called with each class that is read.
 
     Raises:
-        UserError: settings, data or a run folder that cannot work, before anything is started.
+        UserError: settings, data, a run folder or a cluster that cannot work, before anything is started.
     """
 
     def __init__(
@@ -93,6 +96,7 @@ class Simulation(Generic[P]):
         gpus: int = -1,
         app: App[P] = MUTUAL,  # type: ignore[assignment]
         on_read: OnRead = lambda done, total: None,
+        ray: str = "",
     ):
         if not config.local_steps:
             raise UserError(NO_STEPS)
@@ -100,13 +104,19 @@ class Simulation(Generic[P]):
             config = config.but(out=str(run_folder(config)))
         self.app = app
         self.config, self.classes = config, num_classes(config.data)
+        self.cluster = Cluster(ray) if ray else None
         self.at_once = clients_at_once(self.classes, cpus)
-        self.gpus = _gpus(config, gpus)
+        if self.cluster:
+            self.at_once = min(self.classes, self.cluster.cores, cpus or self.cluster.cores)
+        self.gpus = _gpus(config, gpus, self.cluster)
         checked = check(config.data, config.seed, on_read)
         self.counts, self.notices = checked.source.counts, checked.notices
         if config.federation.resume:
             refuse_changed(run_folder(config), checked.fingerprints, checked.source.names)
-        self.prepared = app.prepare(config, settings_for_clients(config, bool(self.gpus)))
+        for_clients = settings_for_clients(config, bool(self.gpus))
+        if self.cluster:
+            self.cluster.check(Path(for_clients["store"]), for_clients.get("data-path", ""))
+        self.prepared = app.prepare(config, for_clients)
         if not config.federation.resume:
             write_fingerprints(self.journal.folder, checked.fingerprints)
 
@@ -146,7 +156,8 @@ class Simulation(Generic[P]):
         # A GPU takes whole clients: as many as make `at_once` of them over all GPUs.
         share = 1 / math.ceil(self.at_once / self.gpus) if self.gpus else 0
         # Ray prints what it has to say of a killed process, and standard output is for a command's answer.
-        with redirect_stdout(sys.stderr), _quiet_flower(), own_ray(self.at_once, self.gpus):
+        ray = self.cluster.joined() if self.cluster else own_ray(self.at_once, self.gpus)
+        with redirect_stdout(sys.stderr), _quiet_flower(), ray, pool_of_clients(partial(ClientProcesses, self.at_once)):
             lend_records()
             try:
                 run_simulation(
@@ -190,10 +201,15 @@ def _quiet_flower() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def _gpus(config: RunConfig, wanted: int) -> int:
-    there = torch.cuda.device_count() if pick_device(config.compute).type == "cuda" else 0
+def _gpus(config: RunConfig, wanted: int, cluster: Cluster | None) -> int:
+    if cluster:
+        there = cluster.gpus if config.compute.device != "cpu" else 0
+        if config.compute.device == "cuda" and not there:
+            raise UserError("device = cuda, and no node of the cluster has a GPU: use device = auto or cpu")
+    else:
+        there = torch.cuda.device_count() if pick_device(config.compute).type == "cuda" else 0
     if wanted > there:
-        raise UserError(f"--gpus {wanted}, and torch sees {there} to use here")
+        raise UserError(f"--gpus {wanted}, and there are {there} to use {'on the cluster' if cluster else 'here'}")
     if wanted == 0 and config.compute.device == "cuda":
         raise UserError("--gpus 0 leaves device = cuda nothing to run on: use device = auto or cpu")
     return there if wanted < 0 else wanted

@@ -45,10 +45,12 @@ def run_arm(
     cpus: int = 0,
     gpus: int = -1,
     on_round: Progress = lambda round_: None,
+    ray: str = "",
 ) -> None:
     """Train `method` under `config` into `folder`, draw samples, measure and audit; what is done is not done again.
 
-    A federated run that was cut short goes on where it was; any other starts anew.
+    A federated run that was cut short goes on where it was; any other starts anew. `cpus`, `gpus` and `ray` are those
+    of `Simulation`.
 
     Raises:
         UserError: settings or data that cannot work, or a folder that holds another run.
@@ -58,7 +60,7 @@ def run_arm(
     config = RunConfig.of(config.settings(), dict(recipe.settings), {"out": str(folder), "resume": False})
     if not is_trained(folder):
         if isinstance(recipe.how, App):
-            _federate(method, recipe.how, config, folder, cpus, gpus, on_round)
+            _federate(method, recipe.how, config, folder, cpus, gpus, on_round, ray)
         else:
             _train_here(method, recipe.how, config, folder, on_round)
     if is_finished(folder, config):
@@ -81,12 +83,12 @@ def is_finished(folder: Path, config: RunConfig) -> bool:
 
 
 def _federate(
-    method: str, app: App[Any], config: RunConfig, folder: Path, cpus: int, gpus: int, on_round: Progress
+    method: str, app: App[Any], config: RunConfig, folder: Path, cpus: int, gpus: int, on_round: Progress, ray: str
 ) -> None:
     if holds_run(folder) and read_facts(folder).status == "done" and without_network(folder):
         shutil.rmtree(folder)  # an earlier attempt that ended without a network of every class
     config = config.but(resume=holds_run(folder))
-    simulation = Simulation(config, cpus, gpus, app)
+    simulation = Simulation(config, cpus, gpus, app, ray=ray)
     change_facts(folder, method=method)
     simulation.run(lambda rows: on_round(rows[0]["round"]))
     if missing := without_network(folder):

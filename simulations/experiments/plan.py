@@ -173,8 +173,12 @@ def _same(before: dict[str, Any], now: dict[str, Any], folder: Path) -> None:
         )
 
 
-def run_arms(made: Plan, cpus: int = 0, gpus: int = -1, on_arm: OnArm = lambda done, words: None) -> None:
+def run_arms(
+    made: Plan, cpus: int = 0, gpus: int = -1, on_arm: OnArm = lambda done, words: None, ray: str = ""
+) -> None:
     """Run the arms that are not finished: first those of one process, several at once, then the federated ones.
+
+    The latter run on the Ray cluster `ray`, where one is named, and the others always on this machine.
 
     Raises:
         ArmsFailed: after all arms have had their turn.
@@ -190,7 +194,7 @@ def run_arms(made: Plan, cpus: int = 0, gpus: int = -1, on_arm: OnArm = lambda d
 
     tell()
     failures: dict[Name, str] = {}
-    for done in (_run_here(made, here, pace.at_once, cores), _run_federated(made, federated, cpus, gpus, tell)):
+    for done in (_run_here(made, here, pace.at_once, cores), _run_federated(made, federated, (cpus, gpus, ray), tell)):
         for arm, seconds, failure in done:
             pace.finished(arm, seconds)
             if failure:
@@ -232,7 +236,9 @@ def _run_here(made: Plan, arms: Sequence[Name], at_once: int, cores: int) -> Don
     pool.shutdown()
 
 
-def _run_federated(made: Plan, arms: Sequence[Name], cpus: int, gpus: int, tell: Callable[[str], None]) -> Done:
+def _run_federated(made: Plan, arms: Sequence[Name], on: tuple[int, int, str], tell: Callable[[str], None]) -> Done:
+    """`on`: cores, GPUs and Ray cluster, as `run_arm` has them."""
+    cpus, gpus, ray = on
     for arm in arms:
         method, seed = arm
         config = made.arms[arm]
@@ -241,7 +247,7 @@ def _run_federated(made: Plan, arms: Sequence[Name], cpus: int, gpus: int, tell:
             tell(words.format(round_))
 
         on_round(0)
-        yield arm, *_timed(method, config, made.place(arm), cpus, gpus, on_round)
+        yield arm, *_timed(method, config, made.place(arm), cpus, gpus, on_round, ray)
 
 
 def _timed(method: str, config: RunConfig, folder: Path, *more: Any) -> tuple[float, str]:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -18,7 +18,6 @@ from fedmutual.errors import UserError
 from fedmutual.networks import OfClass, build, build_conditional
 from fedmutual.networks.owned import class_folder, read_owned
 from fedmutual.networks.split import is_split, lacks_private, sent, sent_part
-from fedmutual.records import Network
 from fedmutual.run_folder import (
     CONFIG,
     SHARED,
@@ -31,6 +30,9 @@ from fedmutual.run_folder import (
     read_facts,
 )
 from fedmutual.settings import read_settings
+
+if TYPE_CHECKING:
+    from fedmutual.records import Network  # Flower is not needed to read a run
 
 HERE = ("data", "data-path", "device", "store")
 """Settings that say where the data and the clients' states lie and what computes: they may differ on a machine to which
@@ -71,7 +73,7 @@ def without_network(folder: Path) -> list[str]:
     return [name for y, name in enumerate(read_facts(folder).class_names) if y not in networks]
 
 
-def read_networks(folder: Path, which: str = "last") -> tuple[int, dict[int, Network]]:
+def read_networks(folder: Path, which: str = "last") -> "tuple[int, dict[int, Network]]":
     """(round, {class: network}) of the checkpoint `which`: last, best (smallest gradient norm), or a round's number.
 
     Where all classes share one conditional network, every class has that one.
@@ -148,7 +150,7 @@ def publishes_in_part(folder: Path) -> bool:
     return any(is_split(entry.network) for entry in _read(folder, "last").networks.values())
 
 
-def _whole(folder: Path, config: RunConfig, entries: Mapping[int, NetworkOfRound]) -> dict[int, Network]:
+def _whole(folder: Path, config: RunConfig, entries: Mapping[int, NetworkOfRound]) -> "dict[int, Network]":
     """{class: its whole network}: the checkpoint's own, or that in its owner's store where the server had a part.
 
     The store is the setting `store`, or that of the simulation in the run folder; it need not know every class.
@@ -169,6 +171,6 @@ def _whole(folder: Path, config: RunConfig, entries: Mapping[int, NetworkOfRound
     return {y: read_owned(place, entries[y].round) for y, place in owned.items()}
 
 
-def _ready(network: nn.Module, state: Network, device: torch.device) -> nn.Module:
+def _ready(network: nn.Module, state: "Network", device: torch.device) -> nn.Module:
     network.load_state_dict(state)
     return network.to(device).eval().requires_grad_(False)

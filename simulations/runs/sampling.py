@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 import torch
-import torchvision
 from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor, nn
 
 from fedmutual.config import RunConfig
@@ -103,7 +103,4 @@ def write_samples(folder: Path, generated: dict[int, Tensor], real: dict[int, Te
     write_arrays(folder, arrays, {y: tensor.float().numpy() for y, tensor in real.items()})
     for y, images in generated.items():
         if images.ndim == 4:
-            pixels = images[:grid].clamp(-1, 1)
-            torchvision.utils.save_image(
-                pixels, folder / f"class-{y:03d}.png", nrow=8, padding=1, normalize=True, value_range=(-1, 1)
-            )
+            Image.fromarray(sheet(images.numpy(), columns=8, most=grid)).save(folder / f"class-{y:03d}.png")

@@ -11,15 +11,18 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fedmutual.networks.mlp import MLP
 from fedmutual.records import (
     NUMBERS,
     Rejected,
     check_values,
+    network_in,
     norm,
     norm_limit,
     pack_network,
     pack_numbers,
     pack_order,
+    rounded_names,
     size_of,
     unpack_network,
     unpack_numbers,
@@ -50,6 +53,40 @@ def saved(array, **options):
     buffer = io.BytesIO()
     np.save(buffer, array, **options)
     return buffer.getvalue()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_record_is_read_over_its_own_bytes(dtype):
+    network = {name: torch.randn(tensor.shape, dtype=dtype) for name, tensor in LIKE.items()}
+    record = pack_network(network)
+    read = network_in(record, network)
+    torch.testing.assert_close(read, network, rtol=0, atol=0)
+    for name, tensor in read.items():
+        whole = np.frombuffer(record[name].data, np.uint8)
+        assert tensor.data_ptr() == whole.ctypes.data + whole.nbytes - tensor.nbytes
+
+
+def test_named_tensors_cross_as_bfloat16_in_half_the_bytes_and_the_others_as_they_are():
+    network = {"w": torch.randn(300, 50), "rates": torch.logspace(0, 3, 16), "k": torch.tensor(1 / 3)}
+    record = pack_network(network, {"w", "k"})
+    for received in (unpack_network(record, network, 1e6, {"w", "k"}), network_in(record, network, {"w", "k"})):
+        assert torch.equal(received["w"], network["w"].bfloat16().float())
+        assert torch.equal(received["k"], network["k"].bfloat16().float())
+        assert torch.equal(received["rates"], network["rates"])
+    assert len(record["w"].data) < 0.51 * len(pack_network(network)["w"].data)
+
+
+def test_a_network_in_full_where_bfloat16_is_agreed_is_refused_and_the_other_way_round():
+    with pytest.raises(Rejected, match=r"w is float32\[2, 3\], not int16\[2, 3\]"):
+        unpack_network(pack_network(LIKE), LIKE, 100.0, {"w"})
+    with pytest.raises(Rejected, match=r"w is int16\[2, 3\], not float32\[2, 3\]"):
+        unpack_network(pack_network(LIKE, {"w"}), LIKE, 100.0)
+
+
+def test_parameters_are_rounded_and_buffers_are_not():
+    network = MLP((1, 8, 8), 16, 2, 100.0)
+    assert rounded_names(network, "same") == frozenset()
+    assert set(network.state_dict()) - rounded_names(network, "bfloat16") == {"rates"}
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

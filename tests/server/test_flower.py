@@ -5,6 +5,7 @@ After an upgrade of Flower, run this file first: each test below names one thing
 
 import ast
 import inspect
+import re
 import subprocess
 import sys
 from importlib import import_module
@@ -21,7 +22,8 @@ from flwr.simulation import run_simulation
 
 import server.flower
 from fedmutual.records import pack_network
-from server.flower import ENVIRONMENT, GridOver, message_of, pieces_of, record_of, views_of
+from server.flower import ENVIRONMENT, GridOver, message_of, pieces_of, pool_of_clients, record_of, views_of
+from simulations.engine.pool import ClientProcesses
 from tests.support.hostile import parts_of
 
 ROOT = Path(__file__).parents[2]
@@ -84,6 +86,12 @@ INTERNALS = {
     "flwr.superlink.grid.HttpGrid.get_node_ids": ("self",),
     "flwr.cli.flower_config.parse_superlink_connection": ("conn_dict", "name"),
     "flwr.cli.flower_config.read_flower_config": (),
+    "flwr.server.superlink.fleet.vce.backend.raybackend": None,
+    "flwr.server.superlink.fleet.vce.backend.raybackend.BasicActorPool": (
+        "actor_type",
+        "client_resources",
+        "actor_kwargs",
+    ),
     "flwr.supercore.runtime.RuntimeHttpClient.PullMessages": ("self", "request"),
     "flwr.supercore.runtime.RuntimeHttpClient.PullObject": ("self", "request"),
     "flwr.supercore.runtime.RuntimeHttpClient.ConfirmMessageReceived": ("self", "request"),
@@ -219,6 +227,19 @@ def test_a_simulation_uses_the_ray_that_runs_already():
     assert lines[0].strip() == "if not ray.is_initialized():"
     wanted = {"server_app", "client_app", "num_supernodes", "backend_config"}
     assert wanted <= set(inspect.signature(run_simulation).parameters)
+
+
+def test_a_pool_of_our_own_has_what_flowers_backend_asks_of_it():
+    from flwr.server.superlink.fleet.vce.backend import raybackend
+
+    source = inspect.getsource(raybackend.RayBackend)
+    asked = set(re.findall(r"self\.pool\.(\w+)", source))
+    assert asked <= set(dir(ClientProcesses)) | {"num_actors", "actors_capacity"}
+    theirs, ours = (inspect.signature(pool).parameters for pool in (raybackend.BasicActorPool, ClientProcesses))
+    assert [*ours][1:] == [*theirs]
+    with pool_of_clients(ClientProcesses):
+        assert raybackend.BasicActorPool is ClientProcesses
+    assert raybackend.BasicActorPool is not ClientProcesses
 
 
 def test_apps_are_made_and_called_as_ever():

@@ -85,5 +85,5 @@ def test_what_flower_fails_of_is_told_by_its_innermost_cause(small, monkeypatch)
     """Clients that need more cores than Ray has: Flower says "An error was encountered", and its cause says why."""
     simulation = Simulation(small(store=""), cpus=1)
     monkeypatch.setattr("simulations.engine.simulation.CLIENT_CPUS", 2)
-    with pytest.raises(RunFailed, match="Flower's simulation failed: ActorPool is empty"):
+    with pytest.raises(RunFailed, match="Flower's simulation failed: no node has the 2 cores"):
         simulation.run()

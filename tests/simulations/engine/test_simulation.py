@@ -119,7 +119,7 @@ def test_a_simulation_in_which_nobody_gets_through_says_so_and_fails(tmp_path):
         (["simulate", "digits", "-s", "bta=1"], "unknown setting 'bta'"),
         (["simulate", "digits", "-s", "beta"], "not of the form key=value"),
         (["simulate", "digits", "-s", "rounds=0"], "setting rounds = 0"),
-        (["simulate", "digits", "--gpus", "99"], "--gpus 99, and torch sees"),
+        (["simulate", "digits", "--gpus", "99"], "--gpus 99, and there are 0 to use here"),
         (["simulate", "digits", "--cpus", "-1"], "Invalid value for '--cpus'"),
         (["simulate", "digits", "-s", "device=cuda"], "device = cuda"),
         (["simulate", "digits", "-s", "head-count=5000"], "head-count"),

@@ -3,7 +3,7 @@ import pytest
 from fedmutual.config import RunConfig
 from fedmutual.errors import UserError
 from simulations.cli import upkeep as cli
-from simulations.upkeep import bench
+from simulations.upkeep import bench, local_step
 from tests.support.federation import SMALL
 
 TINY_UNET = {"network": "unet", "width": 8, "depth": 1, "multipliers": "1,2", "attention": "4"}
@@ -11,8 +11,8 @@ TINY_UNET = {"network": "unet", "width": 8, "depth": 1, "multipliers": "1,2", "a
 
 @pytest.fixture
 def quick(monkeypatch):
-    monkeypatch.setattr(bench, "TURNS", 2)
-    monkeypatch.setattr(bench, "TURN_SECONDS", 0.01)
+    monkeypatch.setattr(local_step, "TURNS", 2)
+    monkeypatch.setattr(local_step, "TURN_SECONDS", 0.01)
     monkeypatch.setattr(bench, "CLASSES", (2,))
     monkeypatch.setattr(bench, "SCALING_PEERS", 1)
 
