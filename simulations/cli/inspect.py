@@ -159,7 +159,7 @@ def audit(
         rows += [{"run": str(run), **row} for row in of_run]
         if not as_json:
             print(f"{run}:")
-            console().print(table(of_run))
+            print_wide(table(of_run))
             print(control(of_run))
     if as_json:
         return print_json(rows)

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -15,6 +16,7 @@ from fedmutual.device import pick_device
 from fedmutual.errors import UserError
 from fedmutual.evaluation import COUNTS, class_metrics, summarise
 from fedmutual.evaluation.features import Extractor, Features, read_extractor
+from fedmutual.evaluation.usefulness import Scores, train_and_test
 from fedmutual.run_folder import (
     ALL,
     CONFIG,
@@ -31,7 +33,7 @@ from fedmutual.settings import read_settings
 from simulations.runs.networks import HERE, NOTHING_ELSE, run_config
 from simulations.runs.sampling import OnClass, draw_samples, write_samples
 
-MEASURING = ("samples", "sampler", "sampling-steps", "clip-samples", "extractor", "extractor-steps")
+MEASURING = ("samples", "sampler", "sampling-steps", "clip-samples", "extractor", "extractor-steps", "tstr-seeds")
 """Settings that say how a run is measured, and not what was trained."""
 
 
@@ -85,6 +87,8 @@ def evaluate(
     source = open_source(config.data, config.seed, keep=True)
     refuse_changed(folder, source.fingerprints(), source.names)
     extractor = run_extractor(config, source)
+    if config.measuring.tstr_seeds:
+        refuse_useless(source)
     if not drawn:
         on_phase("drawing samples", len(source.names), "classes")
     generated = drawn or draw_samples(folder, config.measuring.samples, which, on_class, here)
@@ -105,6 +109,12 @@ def evaluate(
             rows.append(MetricRow(method, config.seed, y, len(train), metric, value))
             by_metric.setdefault(metric, {})[y] = value
         on_class(y)
+    useful = _usefulness(config, source, generated, real)
+    if useful:
+        recalls = np.mean([one.recall for one in useful], axis=0)
+        for y in generated:
+            by_metric.setdefault("tstr-recall", {})[y] = float(recalls[y])
+            rows.append(MetricRow(method, config.seed, y, len(source.train(y)), "tstr-recall", float(recalls[y])))
     for metric, values in by_metric.items():
         if metric not in COUNTS:
             summary = summarise(metric, values)
@@ -114,6 +124,26 @@ def evaluate(
         together = extractor.set_metrics(*(Features.joined(side) for side in zip(*features, strict=True)))
         together |= {count: sum(by_metric[count].values()) for count in COUNTS}
         rows += [MetricRow(method, config.seed, ALL, None, metric, value) for metric, value in together.items()]
+    if useful:
+        rows.append(MetricRow(method, config.seed, ALL, None, "tstr-f1", float(np.mean([s.macro_f1 for s in useful]))))
     write_metrics(folder, rows)
     change_facts(folder, extractor=extractor.facts if extractor else None)
     return rows
+
+
+def refuse_useless(source: Source) -> None:
+    """Raises `UserError` where no classifier can be tested: there is one class alone, or no test part."""
+    if len(source.names) < 2:
+        raise UserError("the data are of one class, and a classifier needs two: set tstr-seeds=0")
+    if not any(len(source.test(y)) for y in range(len(source.names))):
+        raise UserError("the data have no test part, on which to test classifiers: set test, or tstr-seeds=0")
+
+
+def _usefulness(
+    config: RunConfig, source: Source, generated: dict[int, Tensor], real: dict[int, Tensor]
+) -> list[Scores]:
+    """What `tstr-seeds` classifiers score that have learnt from the samples."""
+    if not config.measuring.tstr_seeds:
+        return []
+    sets, seeds = {"synthetic": generated}, range(config.measuring.tstr_seeds)
+    return train_and_test(sets, real, len(source.names), seeds, pick_device(config.compute))["synthetic"]

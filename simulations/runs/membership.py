@@ -15,7 +15,7 @@ from fedmutual.device import dtype_of, pick_device
 from fedmutual.diffusion import make_process
 from fedmutual.diffusion.sampling import noise_predictor
 from fedmutual.errors import UserError
-from fedmutual.evaluation.membership import PIA_TIME, Finding, audit, mean
+from fedmutual.evaluation.membership import PIA_TIME, SECMI_TIME, SIMA_TIME, Finding, audit, mean
 from fedmutual.run_folder import MEAN, WORST, AuditRow, read_facts, write_audit
 from fedmutual.seeds import generator
 from simulations.runs.networks import class_networks, run_config
@@ -36,7 +36,21 @@ def audit_run(
     only: int | None = None,
     drawn: Mapping[int, Tensor] | None = None,
 ) -> list[AuditRow]:
-    """Audit a run's checkpoint, and write `audit.json`; its rows.
+    """Audit a run's checkpoint, and write `audit.json`; its rows. Arguments and errors as `attack_run`."""
+    round_, rows = attack_run(folder, on_class, which, changes, only, drawn)
+    write_audit(folder, round_, rows)
+    return rows
+
+
+def attack_run(
+    folder: Path,
+    on_class: OnClass = lambda y: None,
+    which: str = "last",
+    changes: Mapping[str, Any] | None = None,
+    only: int | None = None,
+    drawn: Mapping[int, Tensor] | None = None,
+) -> tuple[int, list[AuditRow]]:
+    """(round, rows) of every attack on a run's checkpoint; nothing is written.
 
     `WORST` is the class where the attack finds most, so that its interval does not cover the choice. `changes` are
     settings of `CHANGEABLE`; `only` audits one class, the one whose holder has the data; `drawn` are each class's
@@ -72,10 +86,18 @@ def audit_run(
         sizes[y] = len(members), len(non_members)
         rows += [_row(method, config.seed, y, counts[y], finding, sizes[y]) for finding in findings[y]]
         on_class(y)
-    for same in zip(*findings.values(), strict=True):  # one finding in each class
-        rows += _summaries(method, config.seed, dict(zip(findings, same, strict=True)), sizes)
-    write_audit(folder, round_, rows)
-    return rows
+    for same in _by_attack(findings):
+        rows += _summaries(method, config.seed, same, sizes)
+    return round_, rows
+
+
+def _by_attack(findings: Mapping[int, Sequence[Finding]]) -> list[dict[int, Finding]]:
+    """For each number of an audit {class: finding}; a class of which nothing was drawn lacks those on samples."""
+    groups: dict[tuple[str, float | None, str], dict[int, Finding]] = {}
+    for y, of_class in findings.items():
+        for one in of_class:
+            groups.setdefault((one.attack, one.t, one.metric), {})[y] = one
+    return list(groups.values())
 
 
 def _changed(config: RunConfig, changes: Mapping[str, Any]) -> RunConfig:
@@ -117,8 +139,9 @@ def _summaries(
     """Rows of the worst class, where the attack finds most, and of the mean; the control has no worst class."""
     finding = next(iter(by_class.values()))
     known = {y: one for y, one in by_class.items() if not math.isnan(one.estimate.value)}
-    average = finding._replace(estimate=mean([one.estimate for one in known.values()]))
-    members, others = (sum(sizes[y][side] for y in known) for side in (0, 1))
+    average = finding._replace(estimate=mean([one.estimate for one in known.values()]), others=None)
+    members = sum(sizes[y][0] for y in known)
+    others = sum(sizes[y][1] if one.others is None else one.others for y, one in known.items())
     rows = [_row(method, seed, MEAN, None, average, (members, others))]
     if known and finding.attack != "control-shuffled":
         worst = max(known, key=lambda y: known[y].estimate[:2])  # of equals the surest
@@ -143,11 +166,25 @@ def _row(
         high=estimate["high"],
         queries=finding.queries,
         members=sizes[0],
-        non_members=sizes[1],
+        non_members=sizes[1] if finding.others is None else finding.others,
     )
 
 
 HEADLINE = ("pia", PIA_TIME, "auc")
+COLUMNS = {
+    "AUC: PIA": HEADLINE,
+    "loss": ("loss", None, "auc"),
+    "SimA": ("sima", SIMA_TIME, "auc"),
+    "SecMI": ("secmi", SECMI_TIME, "auc"),
+    "near": ("distance", None, "auc"),
+    "dense": ("density-ratio", None, "auc"),
+    "PIA at 1% FPR": ("pia", PIA_TIME, "tpr-at-1-fpr"),
+    "extracted": ("extraction", None, "extracted"),
+}
+"""{column of the table: (attack, t, metric)}; *near* and *dense* are the attacks on samples alone."""
+
+WITH_INTERVAL = ("AUC: PIA", "extracted")
+
 CONTROL = ("control-shuffled", PIA_TIME, "auc")
 """(attack, t, metric) of the rows that answer the question, and of those that must find nothing."""
 
@@ -157,7 +194,7 @@ def table(rows: Sequence[AuditRow]) -> Table:
     by_key = {(row.class_, row.attack, row.t, row.metric): row for row in rows}
     classes = list(dict.fromkeys(row.class_ for row in rows))
     lines = Table("class", "members", "others", box=None, padding=(0, 2, 0, 0))
-    for heading in ("AUC, PIA", "AUC, loss", "at 1% FPR", "extracted"):
+    for heading in COLUMNS:
         lines.add_column(heading, justify="right")
     for y in [place for place in (WORST, MEAN) if place in classes] + sorted(y for y in classes if isinstance(y, int)):
         headline = by_key[y, *HEADLINE]
@@ -165,10 +202,7 @@ def table(rows: Sequence[AuditRow]) -> Table:
         lines.add_row(
             str(y),
             *sizes,
-            shown(headline),
-            shown(by_key[y, "loss", None, "auc"], interval=False),
-            shown(by_key.get((y, "pia", PIA_TIME, "tpr-at-1-fpr")), interval=False),
-            shown(by_key.get((y, "extraction", None, "extracted"))),
+            *(shown(by_key.get((y, *key)), interval=name in WITH_INTERVAL) for name, key in COLUMNS.items()),
         )
     return lines
 
