@@ -27,10 +27,11 @@ PROXY = (
 
 ATTACKED = (
     "The attacks on samples alone are what a user of the release can do: near (distance to the nearest released "
-    "sample), dense (the ratio of densities of released and of other real samples), extracted (a released sample is "
-    "nearer to a training sample than 99 % of unseen ones have one). PIA, loss, SimA and SecMI ask a class's network, "
-    "which is not released, and is held by the peers and the server. AUC is the chance that a training sample ranks "
-    "above an unseen one: .5 is a coin, 1 is certainty. In brackets: 95 % intervals over samples."
+    "sample), dense (the ratio of densities of released and of real samples, for which half of the unseen ones stand), "
+    "extracted (a released sample is nearer to a training sample than 99 % of unseen ones have one). PIA, loss, SimA "
+    "and SecMI ask a class's network, which is not released, and is held by the peers and the server. AUC is the "
+    "chance that a training sample ranks above an unseen one: .5 is a coin, 1 is certainty. In brackets: 95 % "
+    "intervals over samples."
 )
 
 LIMITS = (
