@@ -216,7 +216,7 @@ def audit(
     findings = []
 
     def compare(attack: str, t: float | None, scores: Tensor, queries: int) -> None:
-        findings.extend(_compare(attack, t, scores[:count], scores[count:], queries))
+        findings.extend(told_apart(attack, t, scores[:count], scores[count:], queries))
 
     losses, proximal = {}, {}
     for t in TIMES:
@@ -246,12 +246,13 @@ def _on_samples(generated: Tensor, members: Tensor, non_members: Tensor, generat
     dense = [torch.from_numpy(density_ratio_scores(generated, reference, side)) for side in (members, others)]
     return [
         Finding("extraction", None, "extracted", share, len(generated)),
-        *_compare("distance", None, near[0], near[1], len(generated)),
-        *_compare("density-ratio", None, dense[0], dense[1], len(generated)),
+        *told_apart("distance", None, near[0], near[1], len(generated)),
+        *told_apart("density-ratio", None, dense[0], dense[1], len(generated)),
     ]
 
 
-def _compare(attack: str, t: float | None, members: Tensor, non_members: Tensor, queries: int) -> list[Finding]:
+def told_apart(attack: str, t: float | None, members: Tensor, non_members: Tensor, queries: int) -> list[Finding]:
+    """AUC and true-positive rate of an attack, from its scores of members and of non-members."""
     sides = members.double().cpu(), non_members.double().cpu()
     return [
         Finding(attack, t, "auc", auc(*sides), queries, len(non_members)),

@@ -195,11 +195,11 @@ def _attacks(sheet: Sheet) -> list[Section]:
     title = "What attacks find"
     if not sheet["attacks"]:
         return [Section(title, [f"Not attacked: {sheet['not_attacked']}."])]
+    known = {(row["attack"], row["t"], row["metric"]) for row in sheet["attacks"]}
+    tried = {name.removeprefix("AUC: "): key for name, key in COLUMNS.items() if key in known and key[2] == "auc"}
     tables = {
-        "AUC": {name.removeprefix("AUC: "): key for name, key in COLUMNS.items() if key[2] == "auc"},
-        "Found at 1 % false alarms": {
-            name.removeprefix("AUC: "): (*key[:2], "tpr-at-1-fpr") for name, key in COLUMNS.items() if key[2] == "auc"
-        }
+        "AUC": tried,
+        "Found at 1 % false alarms": {name: (*key[:2], "tpr-at-1-fpr") for name, key in tried.items()}
         | {"extracted": COLUMNS["extracted"]},
     }
     notes = {

@@ -20,6 +20,7 @@ from fedmutual.run_folder import MEAN, WORST, AuditRow, read_facts, write_audit
 from fedmutual.seeds import generator
 from simulations.runs.networks import class_networks, run_config
 from simulations.runs.sampling import OnClass, draw_class
+from simulations.runs.shadows import attack_with_shadows, refuse_unshadowed
 
 LEAST = 10
 """The fewest non-members that members can be compared with."""
@@ -35,9 +36,10 @@ def audit_run(
     changes: Mapping[str, Any] | None = None,
     only: int | None = None,
     drawn: Mapping[int, Tensor] | None = None,
+    shadows: int = 0,
 ) -> list[AuditRow]:
     """Audit a run's checkpoint, and write `audit.json`; its rows. Arguments and errors as `attack_run`."""
-    round_, rows = attack_run(folder, on_class, which, changes, only, drawn)
+    round_, rows = attack_run(folder, on_class, which, changes, only, drawn, shadows)
     write_audit(folder, round_, rows)
     return rows
 
@@ -49,12 +51,13 @@ def attack_run(
     changes: Mapping[str, Any] | None = None,
     only: int | None = None,
     drawn: Mapping[int, Tensor] | None = None,
+    shadows: int = 0,
 ) -> tuple[int, list[AuditRow]]:
     """(round, rows) of every attack on a run's checkpoint; nothing is written.
 
     `WORST` is the class where the attack finds most, so that its interval does not cover the choice. `changes` are
     settings of `CHANGEABLE`; `only` audits one class, the one whose holder has the data; `drawn` are each class's
-    samples by `draw_samples`, if they are at hand.
+    samples by `draw_samples`, if they are at hand; `shadows` are trained for each class, for attacks that need them.
 
     Raises:
         UserError: no run or checkpoint; the data are not on this machine; too few non-members.
@@ -63,6 +66,8 @@ def attack_run(
     device = pick_device(config.compute)
     process = make_process(config.diffusion, device, dtype_of(config.compute))
     round_, networks = class_networks(folder, which, device)
+    if shadows:
+        refuse_unshadowed(list(networks.values()), shadows)
     sides = _candidates(config, sorted(networks), only)
     counts = {y: len(train) for y, (train, _) in sides.items()}
     facts = read_facts(folder)
@@ -83,6 +88,8 @@ def attack_run(
         predict = noise_predictor(networks[y], process, config.diffusion.parametrisation, clip=False)
         rng = generator(config.seed, y, round_, "audit", device=device)
         findings[y] = audit(predict, process, members, non_members, samples, rng)
+        if shadows:
+            findings[y] += attack_with_shadows(networks[y], process, members, non_members, config, y, shadows)
         sizes[y] = len(members), len(non_members)
         rows += [_row(method, config.seed, y, counts[y], finding, sizes[y]) for finding in findings[y]]
         on_class(y)
@@ -178,10 +185,13 @@ COLUMNS = {
     "SecMI": ("secmi", SECMI_TIME, "auc"),
     "near": ("distance", None, "auc"),
     "dense": ("density-ratio", None, "auc"),
+    "GSA": ("gsa", None, "auc"),
+    "LiRA": ("lira", None, "auc"),
     "PIA at 1% FPR": ("pia", PIA_TIME, "tpr-at-1-fpr"),
     "extracted": ("extraction", None, "extracted"),
 }
-"""{column of the table: (attack, t, metric)}; *near* and *dense* are the attacks on samples alone."""
+"""{column of the table: (attack, t, metric)}; *near* and *dense* are the attacks on samples alone; GSA and LiRA need
+shadows, and have no column without."""
 
 WITH_INTERVAL = ("AUC: PIA", "extracted")
 
@@ -194,7 +204,9 @@ def table(rows: Sequence[AuditRow]) -> Table:
     by_key = {(row.class_, row.attack, row.t, row.metric): row for row in rows}
     classes = list(dict.fromkeys(row.class_ for row in rows))
     lines = Table("class", "members", "others", box=None, padding=(0, 2, 0, 0))
-    for heading in COLUMNS:
+    tried = {(row.attack, row.t, row.metric) for row in rows}
+    columns = {name: key for name, key in COLUMNS.items() if key in tried or name not in ("GSA", "LiRA")}
+    for heading in columns:
         lines.add_column(heading, justify="right")
     for y in [place for place in (WORST, MEAN) if place in classes] + sorted(y for y in classes if isinstance(y, int)):
         headline = by_key[y, *HEADLINE]
@@ -202,7 +214,7 @@ def table(rows: Sequence[AuditRow]) -> Table:
         lines.add_row(
             str(y),
             *sizes,
-            *(shown(by_key.get((y, *key)), interval=name in WITH_INTERVAL) for name, key in COLUMNS.items()),
+            *(shown(by_key.get((y, *key)), interval=name in WITH_INTERVAL) for name, key in columns.items()),
         )
     return lines
 
