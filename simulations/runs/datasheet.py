@@ -16,8 +16,8 @@ QUANTILES = {"5 %": 0.05, "median": 0.5}
 """Of distances to the closest record: how near the nearest come, and how near all are."""
 
 RULE = (
-    "Each class of the real long-tailed data is lifted to the size of the largest, as far as its released samples "
-    "reach; classifiers of all sets train for as many steps, those of the largest set."
+    "Real data and released samples: each class of the real data is lifted to the size of the largest, as far as its "
+    "released samples reach. Classifiers of all sets train for as many steps, those of the largest set."
 )
 
 
@@ -130,9 +130,10 @@ def guarantee(facts: Mapping[str, Any], drop_copies: bool) -> dict[str, Any]:
     epsilon, delta = facts.get("epsilon"), facts.get("delta")
     if epsilon is None:
         return {"epsilon": None, "delta": None, "words": "No formal guarantee."}
-    words = f"The run's facts state epsilon = {epsilon:.3g} at delta = {delta:.3g}."
+    stated = f"The run states epsilon = {epsilon:.3g} at delta = {delta:.3g} for what its clients sent"
+    words = f"{stated}, which covers these samples only where they are drawn from that alone."
     if drop_copies:
-        words += " It does not cover this release: leaving out near copies has looked at the training samples."
+        words = f"{stated}; it does not cover this release, as leaving out near copies has looked at training samples."
     return {"epsilon": epsilon, "delta": delta, "words": words}
 
 

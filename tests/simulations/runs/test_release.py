@@ -218,7 +218,8 @@ def test_copies_are_counted_and_left_out_on_request(tmp_path: Path) -> None:
 def test_an_epsilon_is_told_and_does_not_cover_a_filtered_release() -> None:
     assert guarantee({}, False)["words"] == "No formal guarantee."
     facts = {"epsilon": 3.0, "delta": 1e-5}
-    assert guarantee(facts, False)["words"] == "The run's facts state epsilon = 3 at delta = 1e-05."
+    assert "epsilon = 3 at delta = 1e-05 for what its clients sent" in guarantee(facts, False)["words"]
+    assert (guarantee(facts, False)["epsilon"], guarantee(facts, False)["delta"]) == (3.0, 1e-5)
     assert "does not cover this release" in guarantee(facts, True)["words"]
 
 
