@@ -39,6 +39,7 @@ def write_release(made: Releasing, out: Path) -> tuple[dict[str, Any], Path]:
         UserError: something is at `out` already, or it cannot be written.
     """
     refuse_taken(out)
+    out = out.resolve()  # `.` has no name of its own
     partial = out.with_name(f".{out.name}.partial")
     try:
         shutil.rmtree(partial, ignore_errors=True)  # of a release that was killed
