@@ -16,7 +16,7 @@ from fedmutual.device import pick_device
 from fedmutual.errors import UserError
 from fedmutual.evaluation import COUNTS, class_metrics, summarise
 from fedmutual.evaluation.features import Extractor, Features, read_extractor
-from fedmutual.evaluation.usefulness import Scores, train_and_test
+from fedmutual.evaluation.usefulness import train_and_test
 from fedmutual.run_folder import (
     ALL,
     CONFIG,
@@ -87,8 +87,7 @@ def evaluate(
     source = open_source(config.data, config.seed, keep=True)
     refuse_changed(folder, source.fingerprints(), source.names)
     extractor = run_extractor(config, source)
-    if config.measuring.tstr_seeds:
-        refuse_useless(source)
+    refuse_useless(config, source)
     if not drawn:
         on_phase("drawing samples", len(source.names), "classes")
     generated = drawn or draw_samples(folder, config.measuring.samples, which, on_class, here)
@@ -109,12 +108,9 @@ def evaluate(
             rows.append(MetricRow(method, config.seed, y, len(train), metric, value))
             by_metric.setdefault(metric, {})[y] = value
         on_class(y)
-    useful = _usefulness(config, source, generated, real)
-    if useful:
-        recalls = np.mean([one.recall for one in useful], axis=0)
-        for y in generated:
-            by_metric.setdefault("tstr-recall", {})[y] = float(recalls[y])
-            rows.append(MetricRow(method, config.seed, y, len(source.train(y)), "tstr-recall", float(recalls[y])))
+    if useful := _usefulness(config, source, generated, real, method):
+        rows += useful
+        by_metric["tstr-recall"] = {row.class_: row.value for row in useful if isinstance(row.class_, int)}
     for metric, values in by_metric.items():
         if metric not in COUNTS:
             summary = summarise(metric, values)
@@ -124,15 +120,15 @@ def evaluate(
         together = extractor.set_metrics(*(Features.joined(side) for side in zip(*features, strict=True)))
         together |= {count: sum(by_metric[count].values()) for count in COUNTS}
         rows += [MetricRow(method, config.seed, ALL, None, metric, value) for metric, value in together.items()]
-    if useful:
-        rows.append(MetricRow(method, config.seed, ALL, None, "tstr-f1", float(np.mean([s.macro_f1 for s in useful]))))
     write_metrics(folder, rows)
     change_facts(folder, extractor=extractor.facts if extractor else None)
     return rows
 
 
-def refuse_useless(source: Source) -> None:
-    """Raises `UserError` where no classifier can be tested: there is one class alone, or no test part."""
+def refuse_useless(config: RunConfig, source: Source) -> None:
+    """Raises `UserError` where `tstr-seeds` asks for classifiers that nothing could test."""
+    if not config.measuring.tstr_seeds:
+        return
     if len(source.names) < 2:
         raise UserError("the data are of one class, and a classifier needs two: set tstr-seeds=0")
     if not any(len(source.test(y)) for y in range(len(source.names))):
@@ -140,10 +136,16 @@ def refuse_useless(source: Source) -> None:
 
 
 def _usefulness(
-    config: RunConfig, source: Source, generated: dict[int, Tensor], real: dict[int, Tensor]
-) -> list[Scores]:
-    """What `tstr-seeds` classifiers score that have learnt from the samples."""
+    config: RunConfig, source: Source, generated: dict[int, Tensor], real: dict[int, Tensor], method: str
+) -> list[MetricRow]:
+    """Recall of each class and macro-F1, means over `tstr-seeds` classifiers that have learnt from the samples."""
     if not config.measuring.tstr_seeds:
         return []
     sets, seeds = {"synthetic": generated}, range(config.measuring.tstr_seeds)
-    return train_and_test(sets, real, len(source.names), seeds, pick_device(config.compute))["synthetic"]
+    found = train_and_test(sets, real, len(source.names), seeds, pick_device(config.compute))["synthetic"]
+    recalls = np.mean([one.recall for one in found], axis=0)
+    rows = [
+        MetricRow(method, config.seed, y, len(source.train(y)), "tstr-recall", float(recalls[y])) for y in generated
+    ]
+    f1 = float(np.mean([one.macro_f1 for one in found]))
+    return [*rows, MetricRow(method, config.seed, ALL, None, "tstr-f1", f1)]

@@ -71,5 +71,5 @@ def test_a_last_part_of_one_image_trains_too(monkeypatch):
     monkeypatch.setattr(classifier, "BATCH", 4)
     images, labels = torch.randn(5, 1, 8, 8), torch.tensor([0, 1, 0, 1, 0])
     network = classifier.classifier_for((1, 8, 8), 2)
-    classifier.train(network, images, labels, steps=3)
+    classifier.fit(network, images, labels, steps=3)
     assert classifier.classify(network, images).shape == (5,)

@@ -15,7 +15,7 @@ from PIL import Image
 from fedmutual.config import RunConfig
 from fedmutual.data import open_source
 from fedmutual.errors import UserError
-from fedmutual.evaluation import classifier
+from fedmutual.evaluation import usefulness
 from fedmutual.run_folder import read_metrics
 from fedmutual.settings import read_settings, write_settings
 from simulations.experiments.arm import run_arm
@@ -54,7 +54,7 @@ def trained(folder: Path, *shape: int, **changes: Any) -> Path:
 
 @pytest.fixture(autouse=True)
 def few_steps(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(classifier, "STEPS", 5)
+    monkeypatch.setattr(usefulness, "STEPS", 5)
 
 
 @pytest.fixture(scope="module")
