@@ -310,7 +310,10 @@ class Measuring(Group):
         description="gradient steps of an extractor that is trained; 30 passes over its images where those are fewer",
     )
     audit_candidates: Positive = Field(
-        500, description="members, and as many others, of a class that an audit asks about at most, 64 calls each"
+        500, description="members, and as many others, of a class that an audit asks about at most, 89 calls each"
+    )
+    tstr_seeds: Count = Field(
+        0, description="classifiers that learn from the samples, for tstr-f1 and tstr-recall on real ones; 0: none"
     )
 
     @model_validator(mode="after")
@@ -454,6 +457,7 @@ _EFFECTS: dict[str, tuple[str, Callable[[RunConfig], bool]]] = {
     "published-width": ("publish", lambda config: config.publishing.mode != "network"),
     "scarcity": ("beta-rule", lambda config: config.mutual.rule == "scarcity"),
     "extractor-steps": ("extractor", lambda config: bool(config.measuring.extractor)),
+    "tstr-seeds": ("samples", lambda config: config.measuring.samples > 0 or not config.measuring.tstr_seeds),
 }
 """{setting: (another, whether the first has an effect beside it)}."""
 

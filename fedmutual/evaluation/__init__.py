@@ -8,8 +8,10 @@ from fedmutual.evaluation.metrics import (
     inception_score,
     kernel_distance,
     memorisation,
+    near_copies,
     precision_recall,
     summarise,
+    two_nearest,
 )
 from fedmutual.evaluation.registry import COUNTS, DISTANCES, METRICS, Metric, in_order, name_in
 
@@ -27,6 +29,8 @@ __all__ = [
     "kernel_distance",
     "memorisation",
     "name_in",
+    "near_copies",
     "precision_recall",
     "summarise",
+    "two_nearest",
 ]

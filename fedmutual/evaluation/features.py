@@ -14,12 +14,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fedmutual.checkpoint import CheckpointError, load, save
 from fedmutual.config import RunConfig
 from fedmutual.data import class_names, open_source, sample_shape
 from fedmutual.errors import UserError
+from fedmutual.evaluation.classifier import Classifier, classify, fit, steps_for
 from fedmutual.evaluation.metrics import Array, frechet_distance, inception_score, set_metrics
 from fedmutual.evaluation.registry import Space, name_in
 from fedmutual.seeds import derive
@@ -27,10 +28,6 @@ from fedmutual.seeds import derive
 INCEPTION_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
 """Of the weights that pytorch-fid and torch-fidelity publish as *inception-2015-12-05-6726825d.pth, converted
 from the TensorFlow graph of Heusel et al., 2017."""
-
-PASSES, BATCH, LEARNING_RATE = 30, 128, 3e-3
-"""Of an extractor's training: as many steps as the setting says, or passes over the images if those are fewer. Seconds
-for 8x8 digits and minutes for Fashion-MNIST on one core."""
 
 SEEN = 0.01
 """Share of a run's test images that its extractor may have been trained on: the duplicates of a data set."""
@@ -135,42 +132,6 @@ def _too_few(a: Features, b: Features) -> bool:
 # A classifier trained here
 
 
-class Classifier(nn.Module):
-    """A small residual network (He et al., 2016): images [n, channels, height, width] to features [n, 64], logits.
-
-    Three blocks of 16, 32 and 64 channels, each at half the resolution of the one before, and their mean over
-    places.
-    """
-
-    def __init__(self, channels: int, classes: int):
-        super().__init__()
-        widths = (16, 32, 64)
-        self.stem = _convolution(channels, widths[0], 3, 1)
-        self.blocks = nn.Sequential(*(_Block(a, b) for a, b in zip(widths[:1] + widths[:2], widths, strict=True)))
-        self.head = nn.Linear(widths[-1], classes)
-
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        features = self.blocks(self.stem(x).relu()).mean((2, 3))
-        return features, self.head(features)
-
-
-class _Block(nn.Module):
-    def __init__(self, inputs: int, outputs: int):
-        super().__init__()
-        self.inner = _convolution(inputs, outputs, 3, 2)
-        self.outer = _convolution(outputs, outputs, 3, 1)
-        self.shortcut = _convolution(inputs, outputs, 1, 2)
-
-    def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = (self.outer(self.inner(x).relu()) + self.shortcut(x)).relu()
-        return out
-
-
-def _convolution(inputs: int, outputs: int, size: int, stride: int) -> nn.Sequential:
-    """Convolution and batch normalisation, so that images of any scale will do."""
-    return nn.Sequential(nn.Conv2d(inputs, outputs, size, stride, size // 2, bias=False), nn.BatchNorm2d(outputs))
-
-
 class Training:
     """An extractor for the settings' data, to be saved at `path`.
 
@@ -201,7 +162,7 @@ class Training:
             network = Classifier(self.shape[0], len(self.names)).to(self.device)
             steps = steps_for(len(images), self.config.measuring.extractor_steps)
             fit(network, images.to(self.device), labels.to(self.device), steps, on_percent)
-        right = [int((_classes(network, part.to(self.device)) == y).sum()) for y, part in enumerate(self.test)]
+        right = [int((classify(network, part.to(self.device)) == y).sum()) for y, part in enumerate(self.test)]
         meta = {
             "data": self.config.data.source,
             "seed": self.config.seed,
@@ -224,40 +185,6 @@ def _balanced(config: RunConfig) -> tuple[Tensor, Tensor]:
     parts = [source.train(y) for y in range(len(source.names))]
     labels = torch.repeat_interleave(torch.arange(len(parts)), torch.tensor([len(part) for part in parts]))
     return torch.cat(parts), labels
-
-
-def steps_for(images: int, most: int) -> int:
-    """Gradient steps of an extractor that learns from so many images: `PASSES` over them, and no more than `most`."""
-    return min(most, PASSES * math.ceil(images / BATCH))
-
-
-def fit(
-    network: Classifier,
-    images: Tensor,
-    labels: Tensor,
-    steps: int,
-    on_percent: Callable[[int], None] = lambda done: None,
-) -> None:
-    """Cross-entropy by AdamW under a one-cycle learning rate; every pass over the images in a new order."""
-    optimizer = torch.optim.AdamW(network.parameters(), lr=LEARNING_RATE, weight_decay=0.05)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=steps)
-    network.train()
-    left: list[Tensor] = []
-    for step in range(steps):
-        if not left:
-            left = list(torch.split(torch.randperm(len(images)), min(BATCH, len(images))))
-        rows = left.pop(0).to(images.device)
-        optimizer.zero_grad()
-        loss = nn.functional.cross_entropy(network(images[rows])[1], labels[rows])
-        torch.autograd.backward(loss)
-        optimizer.step()
-        schedule.step()
-        on_percent(100 * (step + 1) // steps)
-    network.eval().requires_grad_(False)
-
-
-def _classes(network: Classifier, images: Tensor) -> Tensor:
-    return torch.cat([network(part)[1].argmax(1) for part in torch.split(images, 256)])
 
 
 def _trained(path: Path, shape: tuple[int, ...], names: list[str], device: torch.device) -> Extractor:

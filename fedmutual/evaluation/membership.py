@@ -1,12 +1,11 @@
-"""What a peer learns about a class's training samples from the network that it was sent.
+"""What a peer learns about a class's training samples from the network that it was sent, or a user from samples of it.
 
 The peer, or the server, holds the network and may put to it whatever it likes. Here it also holds candidates: real
 samples of the class, of which some were trained on (members) and some were not (non-members), and gives each a score
-that should be larger for members. Three questions:
+that should be larger for members. Two questions:
 
-    membership by the loss:  is a candidate denoised better than others? (Matsumoto et al., 2023; Carlini et al., 2023)
-    membership by PIA:       the same in two queries, by proximal initialisation (Kong et al., 2024)
-    extraction:              does the network draw the candidate? (Carlini et al., 2023)
+    membership:  is a candidate a member? by the scores of `fedmutual.evaluation.attacks`
+    extraction:  does the network draw the candidate? (Carlini et al., 2023)
 
 What is measured is what these attacks find. A better attack may find more: a score of chance is no proof of privacy.
 """
@@ -20,13 +19,22 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 from scipy.optimize import brentq
-from scipy.spatial.distance import cdist
 from scipy.stats import binomtest, rankdata
 from torch import Tensor
 
 from fedmutual.diffusion.process import Process
-from fedmutual.diffusion.sampling import ROWS, Predict
+from fedmutual.diffusion.sampling import Predict
 from fedmutual.errors import UserError
+from fedmutual.evaluation.attacks import (
+    DRAWS,
+    density_ratio_scores,
+    distance_scores,
+    loss_scores,
+    pia_scores,
+    secmi_queries,
+    secmi_scores,
+    sima_scores,
+)
 
 TIMES = (0.02, 0.05, 0.1, 0.2, 0.4, 0.7, 0.9)
 """Noise levels that are asked about, as shares of T."""
@@ -40,8 +48,11 @@ Settled, like `PIA_TIME`, on digits with seed 1 and the same for every run: neve
 PIA_TIME = 0.1
 """The time of PIA that a summary shows; the other times are reported beside it."""
 
-DRAWS = 8
-"""Noise draws for each candidate and time of the loss."""
+SIMA_TIME = 0.1
+"""The same of SimA, and settled in the same way."""
+
+SECMI_TIME = 0.1
+"""The one time of SecMI, the paper's: each costs 12 queries."""
 
 FALSE_POSITIVES = 0.01
 
@@ -61,7 +72,8 @@ class Estimate(NamedTuple):
 class Finding(NamedTuple):
     """One number of an audit. `t`: a share of T, None where times are combined or play no part.
 
-    `queries`: forward passes for each candidate; for extraction, samples drawn in all.
+    `queries`: forward passes for each candidate; for attacks on samples, how many of them. `others`: non-members that
+    were candidates; None: all.
     """
 
     attack: str
@@ -69,6 +81,7 @@ class Finding(NamedTuple):
     metric: str
     estimate: Estimate
     queries: int
+    others: int | None = None
 
 
 UNDEFINED = Estimate(math.nan, math.nan, math.nan)
@@ -145,10 +158,8 @@ def extracted(generated: ArrayLike, members: ArrayLike, non_members: ArrayLike) 
     Raises:
         UserError: no sample on one side, or samples that are not finite.
     """
-    drawn = np.asarray(generated, dtype=np.float64)
-    drawn = drawn.reshape(len(drawn), -1)
     sides = _compared(members, non_members)
-    return _caught(*_compared(*(-cdist(side.reshape(len(side), -1), drawn).min(1) for side in sides)))
+    return _caught(*_compared(*(distance_scores(generated, side) for side in sides)))
 
 
 def _compared(members: ArrayLike, non_members: ArrayLike) -> list[NDArray[np.float64]]:
@@ -181,49 +192,6 @@ def mean(estimates: Sequence[Estimate]) -> Estimate:
     return Estimate(float(value.mean()), float(value.mean() - down), float(value.mean() + up))
 
 
-# The attacks: x: [n, *dims] -> scores [n], larger for likelier members
-
-
-@torch.no_grad()
-def loss_scores(
-    predict: Predict, process: Process, x: Tensor, index: int, generator: torch.Generator, draws: int = DRAWS
-) -> Tensor:
-    """-log of the mean over `draws` of ||eps(x_t, t) - xi||² at one training time.
-
-    All candidates meet the same noise, so that they differ by what they are. The logarithm puts losses of different
-    times on one scale: scores may be added over times.
-    """
-    noise = torch.randn(draws, *x.shape[1:], dtype=x.dtype, device=x.device, generator=generator)
-    at = torch.full((1,), index, device=x.device)
-
-    def loss(part: Tensor, xi: Tensor) -> Tensor:
-        return (predict(process.noised(part, at.expand(len(part)), xi.expand_as(part)), index) - xi).square()
-
-    sums = (reduce(torch.add, (loss(part, xi).flatten(1).mean(1) for xi in noise)) for part in _parts(x))
-    return torch.cat([-total.div(draws).log() for total in sums])
-
-
-@torch.no_grad()
-def pia_scores(predict: Predict, process: Process, x: Tensor, index: int) -> Tensor:
-    """-||eps(x_0, 0) - eps(alpha_t x_0 + sigma_t eps(x_0, 0), t)||_4: a point of training is denoised consistently.
-
-    Kong et al., 2024, *An efficient membership inference attack for the diffusion model by proximal initialization*:
-    the network's own output at the first training time stands in for the noise. Two queries, nothing random; the first
-    of them is at the lowest noise whatever t is, so that a large t is no question about high noise alone.
-    """
-    at = torch.full((1,), index, device=x.device)
-    scores = []
-    for part in _parts(x):
-        start = predict(part, 0)
-        end = predict(process.noised(part, at.expand(len(part)), start), index)
-        scores.append(-(start - end).flatten(1).norm(p=4, dim=1))
-    return torch.cat(scores)
-
-
-def _parts(x: Tensor) -> Sequence[Tensor]:
-    return torch.split(x, max(1, ROWS // x[0].numel()))
-
-
 # One class
 
 
@@ -241,13 +209,14 @@ def audit(
     generator: torch.Generator,
     start: float = 0.0,
 ) -> list[Finding]:
-    """Every attack on one class's network, and the control.
+    """Every attack on one class, on its network and on samples of it, and the control.
 
     A network that knows only the times from the share `start` of T on is asked at those, as many and spread alike;
-    `process` then holds no others, and PIA starts from the first of them.
+    `process` then holds no others, and PIA and SecMI start from the first of them.
 
-    `members, non_members, generated`: [n, *dims], on the process's device; without `generated` there is no
-    extraction. The control gives PIA's scores to members and non-members that were shuffled: it must find nothing.
+    `members, non_members, generated`: [n, *dims], on the process's device; without `generated` there are no attacks on
+    samples and no extraction. The control gives PIA's scores to members and non-members that were shuffled: it must
+    find nothing.
 
     Raises:
         UserError: as `auc`.
@@ -256,9 +225,7 @@ def audit(
     findings = []
 
     def compare(attack: str, t: float | None, scores: Tensor, queries: int) -> None:
-        sides = scores[:count].double().cpu(), scores[count:].double().cpu()
-        findings.append(Finding(attack, t, "auc", auc(*sides), queries))
-        findings.append(Finding(attack, t, "tpr-at-1-fpr", true_positive_rate(*sides), queries))
+        findings.extend(told_apart(attack, t, scores[:count], scores[count:], queries))
 
     losses, proximal = {}, {}
     for t in TIMES:
@@ -268,11 +235,37 @@ def audit(
         proximal[t] = pia_scores(predict, process, x, index)
         compare("loss", level, losses[t], DRAWS)
         compare("pia", level, proximal[t], 2)
+        compare("sima", level, sima_scores(predict, x, index), 1)
     low = [losses[t] for t in TIMES if t <= LOW_NOISE]
     compare("loss", None, reduce(torch.add, low), DRAWS * len(low))
+    level = level_from(start, SECMI_TIME)
+    index = process.nearest(level)
+    compare("secmi", level, secmi_scores(predict, process, x, index), secmi_queries(index, len(process)))
     chance = shuffled(proximal[PIA_TIME][:count].cpu(), proximal[PIA_TIME][count:].cpu(), generator)
     findings.append(Finding("control-shuffled", level_from(start, PIA_TIME), "auc", chance, 2))
     if len(generated):
-        share = extracted(generated.cpu(), members.cpu(), non_members.cpu())
-        findings.append(Finding("extraction", None, "extracted", share, len(generated)))
+        findings += _on_samples(generated.cpu(), members.cpu(), non_members.cpu(), generator)
     return findings
+
+
+def _on_samples(generated: Tensor, members: Tensor, non_members: Tensor, generator: torch.Generator) -> list[Finding]:
+    """The attacks on samples alone. The density ratio takes half of the non-members, drawn, for its reference."""
+    share = extracted(generated, members, non_members)
+    order = torch.randperm(len(non_members), generator=generator, device=generator.device).cpu()
+    reference, others = (non_members[rows] for rows in order.tensor_split(2))
+    near = [torch.from_numpy(distance_scores(generated, side)) for side in (members, non_members)]
+    dense = [torch.from_numpy(density_ratio_scores(generated, reference, side)) for side in (members, others)]
+    return [
+        Finding("extraction", None, "extracted", share, len(generated)),
+        *told_apart("distance", None, near[0], near[1], len(generated)),
+        *told_apart("density-ratio", None, dense[0], dense[1], len(generated)),
+    ]
+
+
+def told_apart(attack: str, t: float | None, members: Tensor, non_members: Tensor, queries: int) -> list[Finding]:
+    """AUC and true-positive rate of an attack, from its scores of members and of non-members."""
+    sides = members.double().cpu(), non_members.double().cpu()
+    return [
+        Finding(attack, t, "auc", auc(*sides), queries, len(non_members)),
+        Finding(attack, t, "tpr-at-1-fpr", true_positive_rate(*sides), queries, len(non_members)),
+    ]

@@ -145,12 +145,65 @@ def f_beta(precision: float, recall: float, beta: float = 8.0) -> float:
     return (1 + beta**2) * precision * recall / (beta**2 * precision + recall)
 
 
-def memorisation(generated: ArrayLike, train: ArrayLike, ratio: float = 1 / 3) -> float:
-    """Share of generated samples whose nearest training sample is less than `ratio` times as far as the second.
+class Nearest(NamedTuple):
+    """The two training samples that are nearest to each of n samples: `rows: [n, 2]` and `distances: [n, 2]`.
 
-    The l2-ratio criterion of Yoon et al., 2023, and Gu et al., 2023. An exact copy always counts, also of a
-    training sample that occurs twice. nan without a generated or with fewer than two training samples. Tested
-    against `sklearn.neighbors.NearestNeighbors`.
+    The second distance is infinite, and its row the first's, where there is one training sample alone.
+    """
+
+    rows: NDArray[np.int64]
+    distances: Array
+
+    @property
+    def ratios(self) -> Array:
+        """First distance over second, [n]: 0 for an exact copy, and where there is no second."""
+        first, second = self.distances.T
+        ratios: Array = np.divide(first, second, out=np.zeros_like(first), where=second > 0)
+        return ratios
+
+
+def two_nearest(samples: ArrayLike, train: ArrayLike) -> Nearest:
+    """The nearest and the second nearest of `train`, by Euclidean distance, for each of `samples`.
+
+    A training sample that occurs twice is its own second. Tested against `sklearn.neighbors.NearestNeighbors`.
+
+    Raises:
+        UserError: no training sample, different dimensions, or values that are not finite.
+    """
+    samples, train = _pair(samples, train)
+    if not len(train):
+        raise UserError("there is no training sample to be near to")
+    rows, distances = np.zeros((len(samples), 2), np.int64), np.full((len(samples), 2), np.inf)
+    two = min(2, len(train))
+    for block_rows, block in _squared_distances(samples, train):
+        nearest = np.argpartition(block, two - 1, axis=1)[:, :two]
+        # Differences first: a copy is at distance 0, which the expanded square above misses by rounding.
+        exact = np.linalg.norm(samples[block_rows, None] - train[nearest], axis=2)
+        order = exact.argsort(axis=1, kind="stable")
+        rows[block_rows, :two] = np.take_along_axis(nearest, order, axis=1)
+        distances[block_rows, :two] = np.take_along_axis(exact, order, axis=1)
+    if two == 1:
+        rows[:, 1] = rows[:, 0]
+    return Nearest(rows, distances)
+
+
+def near_copies(distances: Array, ratio: float = 1 / 3) -> NDArray[np.bool_]:
+    """Which samples nearly copy a training sample, [n], from `Nearest.distances`.
+
+    The l2-ratio criterion of Yoon et al., 2023, and Gu et al., 2023: the nearest is less than `ratio` times as far as
+    the second. An exact copy always counts, also of a training sample that occurs twice; where there is no second,
+    nothing else does.
+    """
+    first, second = distances.T
+    copies: NDArray[np.bool_] = (np.isfinite(second) & (first < ratio * second)) | (first == 0)
+    return copies
+
+
+def memorisation(generated: ArrayLike, train: ArrayLike, ratio: float = 1 / 3) -> float:
+    """Share of generated samples that are `near_copies` of a training sample.
+
+    nan without a generated or with fewer than two training samples. Tested against
+    `sklearn.neighbors.NearestNeighbors`.
 
     Raises:
         UserError: different dimensions, or values that are not finite.
@@ -158,14 +211,7 @@ def memorisation(generated: ArrayLike, train: ArrayLike, ratio: float = 1 / 3) -
     generated, train = _pair(generated, train)
     if len(train) < 2 or not len(generated):
         return math.nan
-    copied = []
-    for rows, block in _squared_distances(generated, train):
-        nearest = train[np.argpartition(block, 1, axis=1)[:, :2]]  # [rows, 2, d]
-        # Differences first: a copy is at distance 0, which the expanded square above misses by rounding.
-        distances = np.linalg.norm(generated[rows, None] - nearest, axis=2)
-        first, second = distances.min(1), distances.max(1)
-        copied.append((first < ratio * second) | (first == 0))
-    return float(np.concatenate(copied).mean())
+    return float(near_copies(two_nearest(generated, train).distances, ratio).mean())
 
 
 def inception_score(logits: ArrayLike, splits: int = 10) -> float:

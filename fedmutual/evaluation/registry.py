@@ -109,6 +109,25 @@ def _others() -> Iterable[Metric]:
         "next. Lower is better; a good distance with high memorisation is a copy, not a model.",
         larger_is_worse=True,
     )
+    yield Metric(
+        "tstr-recall",
+        "tstr-recall",
+        "pixels",
+        "Recall of a classifier that learnt from samples",
+        "Share of a class's real test samples that a classifier recognises which has seen generated samples alone. "
+        "Higher is better.",
+        larger_is_worse=False,
+    )
+    yield Metric(
+        "tstr-f1",
+        "tstr-f1",
+        "pixels",
+        "Macro-F1 of a classifier that learnt from samples",
+        "How well a classifier that has seen generated samples alone tells real test samples apart, every class "
+        "counting the same. Higher is better.",
+        larger_is_worse=False,
+        of_a_class=False,
+    )
     yield Metric("is-features", "is", "features", "Inception score in features", _SCORE, False, of_a_class=False)
     yield Metric("is", "is", "inception", "Inception score", _SCORE, False, of_a_class=False)
 

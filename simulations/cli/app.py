@@ -9,7 +9,7 @@ import click
 import typer
 
 from fedmutual.errors import UserError
-from simulations.cli import deploy, inspect, theory, train, upkeep
+from simulations.cli import deploy, inspect, release, theory, train, upkeep
 from simulations.cli.watch import watch
 
 app = typer.Typer(no_args_is_help=True, help="Federated training of diffusion models that is fair to rare classes.")
@@ -18,7 +18,7 @@ PANELS: dict[str, tuple[Callable[..., None], ...]] = {
     "Train": (train.simulate, train.compare, train.inspect, train.presets, train.settings, train.extractor),
     "Inspect": (
         *(watch, inspect.report, inspect.evaluate, inspect.sample, inspect.steps),
-        *(inspect.peers, inspect.audit, inspect.export),
+        *(inspect.peers, inspect.audit, release.release, inspect.export),
     ),
     "Deploy": (deploy.doctor, deploy.credentials, deploy.deploy_demo),
     "Theory": (theory.game,),

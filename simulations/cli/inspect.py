@@ -138,6 +138,9 @@ def audit(
     only: Annotated[
         int | None, typer.Option("--class", min=0, help="Audit one class, where only its holder's data are.")
     ] = None,
+    shadows: Annotated[
+        int, typer.Option(help="Networks trained for each class, for the attacks GSA and LiRA; 0: none.")
+    ] = 0,
     settings: Annotated[
         list[str] | None,
         typer.Option(
@@ -160,11 +163,11 @@ def audit(
     for run in runs:
         classes = 1 if only is not None else len(read_networks(run, which)[1])
         with progress("auditing", classes, "classes") as advance:
-            of_run = audit_run(run, one_by_one(advance), which, changes, only, whole=whole)
+            of_run = audit_run(run, one_by_one(advance), which, changes, only, whole=whole, shadows=shadows)
         rows += [{"run": str(run), **row} for row in of_run]
         if not as_json:
             print(f"{run}{part_in_words(of_run)}:")
-            console().print(table(of_run))
+            print_wide(table(of_run))
             print(control(of_run))
     if as_json:
         return print_json(rows)

@@ -12,7 +12,7 @@ from typing import Any
 
 from fedmutual.data.facts import Facts
 from fedmutual.errors import UserError
-from fedmutual.evaluation.features import steps_for
+from fedmutual.evaluation.classifier import steps_for
 from fedmutual.learning.held_out import HELD_OUT_TIMES
 from simulations.experiments.methods import RECIPES
 

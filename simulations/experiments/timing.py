@@ -18,7 +18,7 @@ from fedmutual.config import RunConfig
 from fedmutual.device import dtype_of, pick_device
 from fedmutual.diffusion import make_process
 from fedmutual.evaluation import class_metrics
-from fedmutual.evaluation.features import BATCH, Classifier, fit
+from fedmutual.evaluation.classifier import BATCH, Classifier, fit
 from fedmutual.learning.igd import local_steps
 from fedmutual.learning.peers import Peers, freeze
 from fedmutual.learning.player import Player, predict

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -15,6 +16,7 @@ from fedmutual.device import pick_device
 from fedmutual.errors import UserError
 from fedmutual.evaluation import COUNTS, class_metrics, summarise
 from fedmutual.evaluation.features import Extractor, Features, read_extractor
+from fedmutual.evaluation.usefulness import train_and_test
 from fedmutual.run_folder import (
     ALL,
     CONFIG,
@@ -31,7 +33,7 @@ from fedmutual.settings import read_settings
 from simulations.runs.networks import HERE, NOTHING_ELSE, run_config
 from simulations.runs.sampling import OnClass, draw_samples, write_samples
 
-MEASURING = ("samples", "sampler", "sampling-steps", "clip-samples", "extractor", "extractor-steps")
+MEASURING = ("samples", "sampler", "sampling-steps", "clip-samples", "extractor", "extractor-steps", "tstr-seeds")
 """Settings that say how a run is measured, and not what was trained."""
 
 
@@ -85,6 +87,7 @@ def evaluate(
     source = open_source(config.data, config.seed, keep=True)
     refuse_changed(folder, source.fingerprints(), source.names)
     extractor = run_extractor(config, source)
+    refuse_useless(config, source)
     if not drawn:
         on_phase("drawing samples", len(source.names), "classes")
     generated = drawn or draw_samples(folder, config.measuring.samples, which, on_class, here)
@@ -105,6 +108,9 @@ def evaluate(
             rows.append(MetricRow(method, config.seed, y, len(train), metric, value))
             by_metric.setdefault(metric, {})[y] = value
         on_class(y)
+    if useful := _usefulness(config, source, generated, real, method):
+        rows += useful
+        by_metric["tstr-recall"] = {row.class_: row.value for row in useful if isinstance(row.class_, int)}
     for metric, values in by_metric.items():
         if metric not in COUNTS:
             summary = summarise(metric, values)
@@ -117,3 +123,29 @@ def evaluate(
     write_metrics(folder, rows)
     change_facts(folder, extractor=extractor.facts if extractor else None)
     return rows
+
+
+def refuse_useless(config: RunConfig, source: Source) -> None:
+    """Raises `UserError` where `tstr-seeds` asks for classifiers that nothing could test."""
+    if not config.measuring.tstr_seeds:
+        return
+    if len(source.names) < 2:
+        raise UserError("the data are of one class, and a classifier needs two: set tstr-seeds=0")
+    if not any(len(source.test(y)) for y in range(len(source.names))):
+        raise UserError("the data have no test part, on which to test classifiers: set test, or tstr-seeds=0")
+
+
+def _usefulness(
+    config: RunConfig, source: Source, generated: dict[int, Tensor], real: dict[int, Tensor], method: str
+) -> list[MetricRow]:
+    """Recall of each class and macro-F1, means over `tstr-seeds` classifiers that have learnt from the samples."""
+    if not config.measuring.tstr_seeds:
+        return []
+    sets, seeds = {"synthetic": generated}, range(config.measuring.tstr_seeds)
+    found = train_and_test(sets, real, len(source.names), seeds, pick_device(config.compute))["synthetic"]
+    recalls = np.mean([one.recall for one in found], axis=0)
+    rows = [
+        MetricRow(method, config.seed, y, len(source.train(y)), "tstr-recall", float(recalls[y])) for y in generated
+    ]
+    f1 = float(np.mean([one.macro_f1 for one in found]))
+    return [*rows, MetricRow(method, config.seed, ALL, None, "tstr-f1", f1)]

@@ -16,12 +16,13 @@ from fedmutual.device import dtype_of, pick_device
 from fedmutual.diffusion import make_process
 from fedmutual.diffusion.sampling import noise_predictor
 from fedmutual.errors import UserError
-from fedmutual.evaluation.membership import PIA_TIME, TIMES, Finding, audit, mean
+from fedmutual.evaluation.membership import PIA_TIME, SECMI_TIME, SIMA_TIME, TIMES, Finding, audit, mean
 from fedmutual.networks.split import border
 from fedmutual.run_folder import MEAN, WORST, AuditRow, read_facts, write_audit
 from fedmutual.seeds import generator
 from simulations.runs.networks import class_networks, publishes_in_part, run_config, sent_networks
 from simulations.runs.sampling import OnClass, draw_class
+from simulations.runs.shadows import attack_with_shadows, refuse_unshadowed
 
 LEAST = 10
 """The fewest non-members that members can be compared with."""
@@ -38,15 +39,32 @@ def audit_run(
     only: int | None = None,
     drawn: Mapping[int, Tensor] | None = None,
     whole: bool = False,
+    shadows: int = 0,
 ) -> list[AuditRow]:
-    """Audit a run's checkpoint, and write `audit.json`; its rows.
+    """Audit a run's checkpoint, and write `audit.json`; its rows. Arguments and errors as `attack_run`."""
+    round_, rows = attack_run(folder, on_class, which, changes, only, drawn, whole, shadows)
+    write_audit(folder, round_, rows)
+    return rows
+
+
+def attack_run(
+    folder: Path,
+    on_class: OnClass = lambda y: None,
+    which: str = "last",
+    changes: Mapping[str, Any] | None = None,
+    only: int | None = None,
+    drawn: Mapping[int, Tensor] | None = None,
+    whole: bool = False,
+    shadows: int = 0,
+) -> tuple[int, list[AuditRow]]:
+    """(round, rows) of every attack on a run's checkpoint; nothing is written.
 
     Of networks that are published in part the published one is attacked, and what is extracted are its guesses of x_0
     where it ends; with `whole` it is the owner's whole network, as if that were sent.
 
     `WORST` is the class where the attack finds most, so that its interval does not cover the choice. `changes` are
     settings of `CHANGEABLE`; `only` audits one class, the one whose holder has the data; `drawn` are each class's
-    samples by `draw_samples`, if they are at hand.
+    samples by `draw_samples`, if they are at hand; `shadows` are trained for each class, for attacks that need them.
 
     Raises:
         UserError: no run or checkpoint; the data are not on this machine; too few non-members.
@@ -63,6 +81,8 @@ def audit_run(
     else:
         here = {"store": config.federation.store} if config.federation.store else {}
         round_, networks = class_networks(folder, which, device, here)
+    if shadows:
+        refuse_unshadowed(list(networks.values()), shadows)
     sides = _candidates(config, sorted(networks), only)
     counts = {y: len(train) for y, (train, _) in sides.items()}
     facts = read_facts(folder)
@@ -83,14 +103,23 @@ def audit_run(
         predict = noise_predictor(networks[y], process, config.diffusion.parametrisation, clip=False)
         rng = generator(config.seed, y, round_, "audit", device=device)
         findings[y] = audit(predict, process, members, non_members, samples, rng, start)
+        if shadows:
+            findings[y] += attack_with_shadows(networks[y], process, members, non_members, config, y, shadows)
         sizes[y] = len(members), len(non_members)
         rows += [_row(method, config.seed, y, counts[y], finding, sizes[y]) for finding in findings[y]]
         on_class(y)
-    for same in zip(*findings.values(), strict=True):  # one finding in each class
-        rows += _summaries(method, config.seed, dict(zip(findings, same, strict=True)), sizes)
-    rows = [replace(row, part=part) for row in rows]
-    write_audit(folder, round_, rows)
-    return rows
+    for same in _by_attack(findings):
+        rows += _summaries(method, config.seed, same, sizes)
+    return round_, [replace(row, part=part) for row in rows]
+
+
+def _by_attack(findings: Mapping[int, Sequence[Finding]]) -> list[dict[int, Finding]]:
+    """For each number of an audit {class: finding}; a class of which nothing was drawn lacks those on samples."""
+    groups: dict[tuple[str, float | None, str], dict[int, Finding]] = {}
+    for y, of_class in findings.items():
+        for one in of_class:
+            groups.setdefault((one.attack, one.t, one.metric), {})[y] = one
+    return list(groups.values())
 
 
 def _changed(config: RunConfig, changes: Mapping[str, Any]) -> RunConfig:
@@ -132,8 +161,9 @@ def _summaries(
     """Rows of the worst class, where the attack finds most, and of the mean; the control has no worst class."""
     finding = next(iter(by_class.values()))
     known = {y: one for y, one in by_class.items() if not math.isnan(one.estimate.value)}
-    average = finding._replace(estimate=mean([one.estimate for one in known.values()]))
-    members, others = (sum(sizes[y][side] for y in known) for side in (0, 1))
+    average = finding._replace(estimate=mean([one.estimate for one in known.values()]), others=None)
+    members = sum(sizes[y][0] for y in known)
+    others = sum(sizes[y][1] if one.others is None else one.others for y, one in known.items())
     rows = [_row(method, seed, MEAN, None, average, (members, others))]
     if known and finding.attack != "control-shuffled":
         worst = max(known, key=lambda y: known[y].estimate[:2])  # of equals the surest
@@ -158,32 +188,56 @@ def _row(
         high=estimate["high"],
         queries=finding.queries,
         members=sizes[0],
-        non_members=sizes[1],
+        non_members=sizes[1] if finding.others is None else finding.others,
     )
 
 
-def _pia_time(rows: Sequence[AuditRow]) -> float | None:
-    """The t of PIA that a summary shows: `PIA_TIME`, or what stands for it where a network knows high noise alone."""
-    return sorted({row.t for row in rows if row.attack == "pia" and row.t is not None})[TIMES.index(PIA_TIME)]
+Key = tuple[str, float | None, str]
+"""(attack, t, metric) of a row."""
+
+HEADLINE: Key = ("pia", PIA_TIME, "auc")
+COLUMNS: Mapping[str, Key] = {
+    "AUC: PIA": HEADLINE,
+    "loss": ("loss", None, "auc"),
+    "SimA": ("sima", SIMA_TIME, "auc"),
+    "SecMI": ("secmi", SECMI_TIME, "auc"),
+    "near": ("distance", None, "auc"),
+    "dense": ("density-ratio", None, "auc"),
+    "GSA": ("gsa", None, "auc"),
+    "LiRA": ("lira", None, "auc"),
+    "PIA at 1% FPR": ("pia", PIA_TIME, "tpr-at-1-fpr"),
+    "extracted": ("extraction", None, "extracted"),
+}
+"""{column of the table: its key, at the times of a network that knows all}; *near* and *dense* are the attacks on
+samples alone; GSA and LiRA need shadows, and have no column without."""
+
+WITH_INTERVAL = ("AUC: PIA", "extracted")
+
+
+def _as_asked(rows: Sequence[AuditRow], key: Key) -> Key:
+    """The key of what was asked in place of `key`, where a network knows high noise alone."""
+    attack, t, metric = key
+    asked = sorted({row.t for row in rows if row.attack == "pia" and row.t is not None})
+    return attack, None if t is None else asked[TIMES.index(t)], metric
 
 
 def table(rows: Sequence[AuditRow]) -> Table:
     """A line for the worst class, one for the mean, one for each class; 95 % intervals, – where undefined."""
     by_key = {(row.class_, row.attack, row.t, row.metric): row for row in rows}
-    classes, t = list(dict.fromkeys(row.class_ for row in rows)), _pia_time(rows)
+    classes = list(dict.fromkeys(row.class_ for row in rows))
     lines = Table("class", "members", "others", box=None, padding=(0, 2, 0, 0))
-    for heading in ("AUC, PIA", "AUC, loss", "at 1% FPR", "extracted"):
+    tried = {(row.attack, row.t, row.metric) for row in rows}
+    asked = {name: _as_asked(rows, key) for name, key in COLUMNS.items()}
+    columns = {name: key for name, key in asked.items() if key in tried or name not in ("GSA", "LiRA")}
+    for heading in columns:
         lines.add_column(heading, justify="right")
     for y in [place for place in (WORST, MEAN) if place in classes] + sorted(y for y in classes if isinstance(y, int)):
-        headline = by_key[y, "pia", t, "auc"]
+        headline = by_key[y, *columns["AUC: PIA"]]
         sizes = [str(headline.members), str(headline.non_members)] if isinstance(y, int) else ["", ""]
         lines.add_row(
             str(y),
             *sizes,
-            shown(headline),
-            shown(by_key[y, "loss", None, "auc"], interval=False),
-            shown(by_key.get((y, "pia", t, "tpr-at-1-fpr")), interval=False),
-            shown(by_key.get((y, "extraction", None, "extracted"))),
+            *(shown(by_key.get((y, *key)), interval=name in WITH_INTERVAL) for name, key in columns.items()),
         )
     return lines
 

@@ -93,7 +93,7 @@ def fused_updates_are_those_of_adam(device: torch.device) -> None:
     rng = torch.Generator().manual_seed(2)
     for _ in range(5):
         directions = [torch.randn(parameter.shape, generator=rng) for parameter in plain.parameters()]
-        descend(player, tuple(network.parameters()), _along(network, directions), config.optimiser, 100)
+        descend(player, [tuple(network.parameters())], _along(network, directions), config.optimiser, 100)
         reference.zero_grad()
         torch.autograd.backward(_along(plain, directions))
         reference.step()

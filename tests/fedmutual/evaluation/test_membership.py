@@ -15,20 +15,31 @@ from fedmutual.diffusion import ddpm
 from fedmutual.diffusion.process import expand
 from fedmutual.diffusion.sampling import noise_predictor
 from fedmutual.errors import UserError
+from fedmutual.evaluation import attacks as attacks_module
 from fedmutual.evaluation import membership as audit_module
-from fedmutual.evaluation.membership import (
+from fedmutual.evaluation.attacks import (
     DRAWS,
+    SECMI_STEPS,
+    density_ratio_scores,
+    distance_scores,
+    loss_scores,
+    pia_scores,
+    secmi_queries,
+    secmi_scores,
+    sima_scores,
+)
+from fedmutual.evaluation.membership import (
     LOW_NOISE,
     PIA_TIME,
+    SECMI_TIME,
     SHUFFLES,
+    SIMA_TIME,
     TIMES,
     Estimate,
     auc,
     audit,
     extracted,
-    loss_scores,
     mean,
-    pia_scores,
     shuffled,
     true_positive_rate,
 )
@@ -194,6 +205,53 @@ def test_pia_by_hand():
     assert result.tolist() == pytest.approx([-factor * 17**0.25, -factor * 3], rel=1e-12)
 
 
+def test_sima_by_hand():
+    """eps(x, j) = c_j x, asked of x itself: -c_j ||x||_4."""
+    x = torch.tensor([[1.0, 2.0], [0.0, -3.0]], dtype=torch.float64)
+    result = sima_scores(lambda part, index: {30: 0.25}[index] * part, x, 30)
+    assert result.tolist() == pytest.approx([-0.25 * 17**0.25, -0.75], rel=1e-12)
+
+
+def test_secmi_by_hand():
+    """eps(x, j) = c x: a step from s to u multiplies by alpha_u (1 - sigma_s c) / alpha_s + sigma_u c."""
+    x, c = torch.tensor([[1.0, 2.0], [0.0, -3.0]], dtype=torch.float64), 0.3
+    result = secmi_scores(lambda part, index: c * part, PROCESS, x, 20, steps=2)
+
+    def step(start, end):
+        alpha, sigma = PROCESS.alpha.tolist(), PROCESS.sigma.tolist()
+        return alpha[end] * (1 - sigma[start] * c) / alpha[start] + sigma[end] * c
+
+    there = step(0, 10) * step(10, 20)  # in two steps, and one of the same length beyond
+    factor = (there * (1 - step(20, 30) * step(30, 20))) ** 2
+    assert result.tolist() == pytest.approx([-factor * 5, -factor * 9], rel=1e-9)
+    assert (secmi_queries(20, 100, 2), secmi_queries(100, 1000), secmi_queries(2, 25), secmi_queries(0, 25)) == (
+        *(4, SECMI_STEPS + 2, 4),
+        2,
+    )
+
+
+def test_attacks_on_samples_by_hand():
+    generated, reference = [[0.0, 0.0], [10.0, 0.0]], [[0.0, 1.0]]
+    candidates = [[3.0, 4.0], [10.0, 0.0]]
+    assert distance_scores(generated, candidates).tolist() == [-5, 0]
+    ratio = density_ratio_scores(generated, reference, candidates)
+    assert ratio[0] == pytest.approx(math.log(math.hypot(3, 3) / 5))
+    assert math.isfinite(ratio[1])
+    assert ratio[1] > 100  # a copy is suspect beyond all others
+
+
+def test_the_density_ratio_finds_members_where_the_distance_takes_dense_places_for_them():
+    """Half of the members lie where reality is dense, half where it is thin and a near copy is farther off."""
+    random = np.random.default_rng(0)
+    spread = np.repeat([[0.1], [2.0]], 50, axis=0)
+    members, others, reference, drawn = (random.normal(0, 1, (100, 8)) * spread + (spread > 1) * 9 for _ in range(4))
+    drawn = np.r_[members + random.normal(0, 0.2, members.shape) * spread, drawn]
+    by_distance = auc(*(distance_scores(drawn, side) for side in (members, others)))
+    by_ratio = auc(*(density_ratio_scores(drawn, reference, side) for side in (members, others)))
+    assert by_ratio.value > 0.95
+    assert by_distance.high < by_ratio.low
+
+
 def test_queries_are_those_counted():
     asked = 0
 
@@ -214,7 +272,7 @@ def test_queries_are_those_counted():
 def test_large_candidates_are_asked_in_parts(monkeypatch):
     samples = OVERLAP.sample(30, generator())
     whole = run_audit(exact(OVERLAP), samples[:10], samples[10:])
-    monkeypatch.setattr(audit_module, "ROWS", 8)
+    monkeypatch.setattr(attacks_module, "ROWS", 8)
     assert run_audit(exact(OVERLAP), samples[:10], samples[10:]) == whole
 
 
@@ -238,6 +296,16 @@ def test_memory_is_extracted_whole_and_fresh_samples_are_not():
 
 # What an audit must find, and what it must clear
 
+SUMMARISED = [
+    ("pia", PIA_TIME),
+    ("loss", None),
+    ("sima", SIMA_TIME),
+    ("secmi", SECMI_TIME),
+    ("distance", None),
+    ("density-ratio", None),
+]
+"""Every attack, at the time that a summary shows."""
+
 
 @pytest.mark.parametrize("y", [1, 9])
 def test_a_planted_memoriser_is_found(y):
@@ -247,9 +315,9 @@ def test_a_planted_memoriser_is_found(y):
     assert len(train) == {1: 63, 9: 4}[y]
     copies = train[torch.randint(len(train), (500,), generator=generator())]
     result = run_audit(empirical(train), train, unseen, generated=copies)
-    for key in [("pia", PIA_TIME, "auc"), ("loss", None, "auc")]:
-        assert result[key].estimate.value > 0.95
-    assert result["pia", PIA_TIME, "auc"].estimate.low > 0.5
+    for attack in SUMMARISED:
+        assert result[*attack, "auc"].estimate.value > 0.95, attack
+        assert result[*attack, "auc"].estimate.low > 0.5, attack
     assert result["pia", PIA_TIME, "tpr-at-1-fpr"].estimate.value > 0.9
     assert result["extraction", None, "extracted"].estimate.value == 1
     control = result["control-shuffled", PIA_TIME, "auc"].estimate
@@ -260,7 +328,7 @@ def test_an_honest_network_is_cleared():
     """The exact score knows nothing of the samples: 95 of 100 intervals hold 0.5, for every attack and time."""
     holding = {}
     for seed in range(50):
-        members, others = OVERLAP.sample(130, generator(seed)).split([20, 110])
+        members, others = OVERLAP.sample(230, generator(seed)).split([20, 210])
         result = run_audit(
             exact(OVERLAP), members, others, generated=OVERLAP.sample(50, generator(1000 + seed)), seed=seed
         )
@@ -268,7 +336,8 @@ def test_an_honest_network_is_cleared():
             truth = {"auc": 0.5, "tpr-at-1-fpr": 0.01, "extracted": 0.01}[key[2]]
             holding.setdefault(key, []).append(finding.estimate.low <= truth <= finding.estimate.high)
     shares = {key: np.mean(held) for key, held in holding.items()}
-    assert len(shares) == 2 * (2 * len(TIMES) + 1) + 2
+    assert len(shares) == 2 * (3 * len(TIMES) + 1 + 3) + 2
+    assert {(attack, t) for attack, t, _ in shares} >= set(SUMMARISED)
     assert min(shares.values()) >= 0.86, shares  # 50 draws of 0.95 fall below that once in 80
 
 
@@ -278,7 +347,9 @@ def test_an_untrained_network_tells_nothing(y):
     network = build(config, (1, 8, 8), y).double()
     predict = noise_predictor(network, PROCESS, "noise", clip=False)
     result = run_audit(predict, load_class(config, y).train.double(), load_unseen(config, y).double())
-    for attack, t in [("pia", PIA_TIME), ("loss", None), ("control-shuffled", PIA_TIME)]:
+    of_network = [attack for attack in SUMMARISED if (*attack, "auc") in result]
+    assert len(of_network) == 4
+    for attack, t in [*of_network, ("control-shuffled", PIA_TIME)]:
         estimate = result[attack, t, "auc"].estimate
         assert estimate.low < 0.5 < estimate.high, attack
 
@@ -324,7 +395,10 @@ def test_an_audit_of_a_run_is_written_and_told(folder, command_line):
         assert by_class[y]["non_members"] == len(load_unseen(config, y))
     assert by_class["worst"]["value"] == max(by_class[y]["value"] for y in range(10))
     assert by_class["mean"]["value"] == pytest.approx(np.mean([by_class[y]["value"] for y in range(10)]))
-    assert {row["attack"] for row in rows} == {"loss", "pia", "extraction", "control-shuffled"}
+    assert {row["attack"] for row in rows} == {
+        *("loss", "pia", "sima", "secmi", "distance", "density-ratio"),
+        *("extraction", "control-shuffled"),
+    }
 
     code, out, _ = command_line("audit", folder, "--json")
     assert code == 0
@@ -346,7 +420,9 @@ def test_members_and_non_members_are_the_whole_class_and_share_no_sample():
 
 def test_candidates_are_bounded(folder):
     rows = [row for row in audit_run(folder, changes={"audit-candidates": 15}) if row["class"] == 0]
-    assert {(row["members"], row["non_members"], row["n_train"]) for row in rows} == {(15, 15, 20)}
+    sizes = {row["attack"]: (row["members"], row["non_members"], row["n_train"]) for row in rows}
+    assert sizes.pop("density-ratio") == (15, 7, 20)  # half of the others are its reference
+    assert set(sizes.values()) == {(15, 15, 20)}
 
 
 def test_one_class_is_audited_where_its_holder_has_the_data(small, tmp_path, command_line):

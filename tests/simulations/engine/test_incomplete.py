@@ -20,7 +20,7 @@ def silent_seven(order: Message, reply: Message) -> Message | None:
 
 
 def train_here(fault):
-    def start(simulation: Simulation, on_round) -> None:
+    def start(simulation: Simulation, on_round, on_phase) -> None:
         grid = LocalGrid(range(10), fault)
         simulation.app.serve(grid, simulation.prepared, on_round)
 
