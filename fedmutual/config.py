@@ -221,10 +221,16 @@ class Mutual(Group):
 
     title = "Mutual learning"
     beta: NotNegative = Field(3.0, description="strength of the mutual term; 0: isolated training")
-    rule: Literal["constant", "scarcity"] = Field(
-        "scarcity", alias="beta-rule", description="scarcity: beta r / (r + n), n this class's training samples"
+    rule: Literal["constant", "scarcity", "auto"] = Field(
+        "scarcity",
+        alias="beta-rule",
+        description="scarcity: beta r / (r + n), n this class's training samples; auto: what this class's held-out "
+        "samples say at each level of noise, at most beta",
     )
     scarcity: Greater = Field(10.0, description="r of the scarcity rule")
+    caution: NotNegative = Field(
+        1.0, description="standard errors of a gain that beta-rule = auto takes off before it counts"
+    )
     omega_weight: Weight = Field("t", description="weight over t of the mutual term")
     peer_weights: Literal["uniform"] = Field("uniform", description="Q: how much each peer counts")
     peers_per_round: Count = Field(0, description="peers drawn by Q for each client; 0: all")
@@ -419,6 +425,9 @@ _EFFECTS: dict[str, tuple[str, Callable[[RunConfig], bool]]] = {
     "batch": ("draws", lambda config: config.optimiser.draws == "fresh"),
     "scarcity": ("beta-rule", lambda config: config.mutual.rule == "scarcity"),
     "extractor-steps": ("extractor", lambda config: bool(config.measuring.extractor)),
+    "caution": ("beta-rule", lambda config: config.mutual.rule == "auto"),
+    "omega-weight": ("beta-rule", lambda config: config.mutual.rule != "auto"),
+    "beta-rule": ("held-out", lambda config: config.mutual.rule != "auto" or config.data.held_out > 1),
 }
 """{setting: (another, whether the first has an effect beside it)}."""
 
