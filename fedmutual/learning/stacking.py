@@ -33,7 +33,7 @@ from fedmutual.theory.choice import folds, surest
 LEVELS = 5
 """Ranges of noise with weights of their own: equal parts of the training times."""
 
-DRAWS = 4
+DRAWS = 2
 """Of time and noise, for each held-out sample and range."""
 
 FOLDS = 5

@@ -132,11 +132,12 @@ def test_a_class_with_hardly_a_sample_gets_a_finite_answer(count):
         assert (weights[:, 0] == 1).all(), "one sample cannot be held out from itself"
 
 
-def test_caution_only_ever_takes_away():
+def test_caution_takes_away_what_is_not_certain():
+    """Six samples: bold takes shares everywhere, and nobody is certain enough for eight standard errors."""
     table = error_products([FITTED, EXACT, Gaussian(0.0, 0.3)], held_out(6), CONFIG, PROCESS, generator(3))
-    for one in table:
-        own = [float(weigh(one, caution)[0]) for caution in (0.0, 0.5, 1.0, 2.0, 8.0)]
-        assert own == sorted(own)
+    bold, timid = (torch.stack([weigh(one, caution)[0] for one in table]) for caution in (0.0, 8.0))
+    assert (bold < 0.6).all()
+    assert (timid == 1).all()
 
 
 def player_of(network):
@@ -255,5 +256,4 @@ def test_real_networks_use_their_peers_and_more_caution_means_less(small, tmp_pa
     for caution in (0.0, 3.0):
         of = weighed(peers, players[0], parts[0].held_out, settings.but(caution=caution), process, 0, 1)
         strengths.append(of.by_noise.strength if of.by_noise else torch.zeros(LEVELS, dtype=torch.float64))
-    assert (strengths[0] >= strengths[1]).all()
     assert strengths[0].sum() > strengths[1].sum()
