@@ -347,7 +347,7 @@ def test_names_in_the_picture_meet_neither_each_other_nor_a_circle(width: int, h
     random = np.random.default_rng(1)
     points = [
         figures.Bubble(name, 0, 0.5 + 0.5 * x * spread, 0.01, 8 + 4 * y * spread, 9.0, 1e6 * k, "in words")
-        for k, (name, (x, y)) in enumerate(zip(METHODS[1:], random.uniform(size=(13, 2)), strict=True))
+        for k, (name, (x, y)) in enumerate(zip(METHODS[1:], random.uniform(size=(len(METHODS) - 1, 2)), strict=True))
     ]
     drawn = figures.bubbles(points, "across", "up", "label", width, height)
     groups = [group for group in ET.fromstring(drawn).iter("g") if group.get("class")]
