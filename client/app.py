@@ -31,6 +31,7 @@ from fedmutual.learning.igd import Diverged, local_steps
 from fedmutual.learning.keeping import end_round
 from fedmutual.learning.peers import Peers
 from fedmutual.learning.player import Player
+from fedmutual.learning.stacking import weighed
 from fedmutual.networks import build
 from fedmutual.networks.split import sent
 from fedmutual.records import (
@@ -119,6 +120,8 @@ def _round(player: Player, data: ClassData, peers: Peers, config: RunConfig, y: 
     """Take the round's local steps and choose what is published after them; what was measured."""
     process = make_process(config.diffusion, data.train.device, dtype_of(config.compute))
     started = time.perf_counter()
+    if config.mutual.rule == "auto":
+        peers = weighed(peers, player, data.held_out, config, process, y, round_)
     steps = local_steps(player, data.train, peers, config, process, y, round_)
     seconds = time.perf_counter() - started
     numbers = {

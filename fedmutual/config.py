@@ -226,10 +226,16 @@ class Mutual(Group):
 
     title = "Mutual learning"
     beta: NotNegative = Field(3.0, description="strength of the mutual term; 0: isolated training")
-    rule: Literal["constant", "scarcity"] = Field(
-        "scarcity", alias="beta-rule", description="scarcity: beta r / (r + n), n this class's training samples"
+    rule: Literal["constant", "scarcity", "auto"] = Field(
+        "scarcity",
+        alias="beta-rule",
+        description="scarcity: beta r / (r + n), n this class's training samples; auto: what this class's held-out "
+        "samples say at each level of noise, at most beta",
     )
     scarcity: Greater = Field(10.0, description="r of the scarcity rule")
+    caution: NotNegative = Field(
+        1.0, description="standard errors of a gain that beta-rule = auto takes off before it counts"
+    )
     omega_weight: Weight = Field("t", description="weight over t of the mutual term")
     peer_weights: Literal["uniform"] = Field("uniform", description="Q: how much each peer counts")
     peers_per_round: Count = Field(0, description="peers drawn by Q for each client; 0: all")
@@ -359,6 +365,10 @@ class RunConfig(BaseModel):
             raise ValueError("autocast = bfloat16 goes with dtype = float32")
         if self.mutual.peers_per_step and self.optimiser.draws == "fixed":
             raise ValueError("peers-per-step needs draws = fresh: fixed draws meet each peer once a round as it is")
+        if self.publishing.mode != "network" and self.mutual.rule == "auto":
+            raise ValueError(
+                "beta-rule = auto weighs whole networks, and noise-split sends a part: use scarcity or constant"
+            )
         if self.publishing.mode != "network" and self.diffusion.process == "ddpm":
             last = (self.diffusion.steps - 1) / self.diffusion.steps
             if self.publishing.split > last:
@@ -458,6 +468,9 @@ _EFFECTS: dict[str, tuple[str, Callable[[RunConfig], bool]]] = {
     "scarcity": ("beta-rule", lambda config: config.mutual.rule == "scarcity"),
     "extractor-steps": ("extractor", lambda config: bool(config.measuring.extractor)),
     "tstr-seeds": ("samples", lambda config: config.measuring.samples > 0 or not config.measuring.tstr_seeds),
+    "caution": ("beta-rule", lambda config: config.mutual.rule == "auto"),
+    "omega-weight": ("beta-rule", lambda config: config.mutual.rule != "auto"),
+    "beta-rule": ("held-out", lambda config: config.mutual.rule != "auto" or config.data.held_out > 1),
 }
 """{setting: (another, whether the first has an effect beside it)}."""
 

@@ -27,6 +27,12 @@ METHODS = {
     for method in (
         Method("mutual", "stays", "a network a class, pulled towards its peers by the beta rule of its settings", True),
         Method(
+            "mutual-auto",
+            "stays",
+            "a network a class, pulled towards its peers by what its held-out samples say that they are worth",
+            True,
+        ),
+        Method(
             "mutual-scarcity",
             "stays",
             "a network a class, pulled towards its peers by beta r / (r + n): the more samples, the less pull",
@@ -50,7 +56,7 @@ METHODS = {
 }
 """By name, in the order of tables. Runs of `simulate` are `mutual` or `isolated`; a comparison names the beta rule."""
 
-OURS = ("mutual-scarcity", "mutual", "mutual-constant")
+OURS = ("mutual-auto", "mutual-scarcity", "mutual", "mutual-constant")
 """The arm that speaks for mutual learning is the first of these that is there: not the best on the test samples."""
 
 

@@ -112,7 +112,7 @@ def test_bfloat16_on_the_wire_rounds_what_is_sent_and_halves_it_and_changes_no_c
     assert_same(near, exact, rtol=0.02, atol=0.02)
 
 
-@pytest.mark.parametrize("own", [{}, OVERFIT], ids=["last", "best"])
+@pytest.mark.parametrize("own", [{}, OVERFIT, {"beta_rule": "auto"}], ids=["last", "best", "auto"])
 @pytest.mark.parametrize("checkpoint_every", [1, 3])
 def test_stopping_and_resuming_equals_running_through(small, tmp_path, checkpoint_every, own):
     """With checkpoints every 3 rounds the clients' stores are ahead of the server when it resumes."""
@@ -137,16 +137,17 @@ def test_stopping_and_resuming_equals_running_through(small, tmp_path, checkpoin
     assert lines == [(round_, y) for round_ in range(1, 8) for y in range(10)]
 
 
-def test_result_does_not_depend_on_the_order_of_clients(small, tmp_path):
-    first = networks(federate(small(), LocalGrid(range(10), seed=1)))
-    other = small(out=str(tmp_path / "b"), store=str(tmp_path / "c"))
+@pytest.mark.parametrize("rule", ["scarcity", "auto"])
+def test_result_does_not_depend_on_the_order_of_clients(small, tmp_path, rule):
+    first = networks(federate(small(beta_rule=rule), LocalGrid(range(10), seed=1)))
+    other = small(beta_rule=rule, out=str(tmp_path / "b"), store=str(tmp_path / "c"))
     assert_same(first, networks(federate(other, LocalGrid(reversed(range(10)), seed=2))))
 
 
-@pytest.mark.parametrize("keep", ["last", "best"])
-def test_nothing_but_networks_and_listed_numbers_leaves_a_client(small, keep):
+@pytest.mark.parametrize("own", [{}, {"keep": "best"}, {"beta_rule": "auto"}], ids=["last", "best", "auto"])
+def test_nothing_but_networks_and_listed_numbers_leaves_a_client(small, own):
     """Every array and scalar of every reply, by name and shape; none of them has the size of a sample or of a count."""
-    config = small(keep=keep)
+    config = small(**own)
     grid = LocalGrid(range(10))
     bank = federate(config, grid)
     parameters = {name: tuple(tensor.shape) for name, tensor in bank.like.items()}

@@ -28,6 +28,11 @@ class Batch(NamedTuple):
     mutual: Tensor
 
 
+def level_of(index: Tensor, times: int, levels: int) -> Tensor:
+    """Which of so many ranges of noise, equal parts of the training times, each of `index` lies in: whole numbers."""
+    return index * levels // times
+
+
 def make_batch(
     x0: Tensor,
     index: Tensor,
@@ -42,8 +47,12 @@ def make_batch(
     x, t = process.noised(x0, index, noise), process.times[index]
     alpha, sigma = expand(process.alpha[index], x0), expand(process.sigma[index], x0)
     target = denoising_target(diffusion.parametrisation, x0, noise, alpha, sigma)
-    denoising, mutual = (process.weight(name)[index] for name in (diffusion.lambda_weight, omega_weight))
-    return Batch(x, t, target, peers.mean(x, t, autocast), denoising, mutual)
+    denoising = process.weight(diffusion.lambda_weight)[index]
+    if peers.by_noise is None:
+        return Batch(x, t, target, peers.mean(x, t, autocast), denoising, process.weight(omega_weight)[index])
+    level = level_of(index, len(process), len(peers.by_noise.strength))
+    mean = peers.mean_by_noise(x, t, level, peers.by_noise, autocast)
+    return Batch(x, t, target, mean, denoising, denoising * peers.by_noise.strength.to(x)[level])
 
 
 def blocks(steps: int, batch: int, numbers: int) -> Iterator[tuple[int, int]]:

@@ -18,7 +18,7 @@ from fedmutual.diffusion import Process
 from fedmutual.errors import UserError
 from fedmutual.learning.batches import Batch, fixed, fresh
 from fedmutual.learning.objective import denoising_loss, mutual_loss
-from fedmutual.learning.peers import Peers, draw_for_steps, effective_beta
+from fedmutual.learning.peers import Peers, effective_beta
 from fedmutual.learning.player import Player, descend, predict
 from fedmutual.networks.split import border, parts
 from fedmutual.seeds import derive, generator
@@ -69,7 +69,7 @@ def local_steps(
     else:
         rng = generator(config.seed, y, round_, "steps", device=data.device)
         chance = generator(config.seed, y, round_, "peer-steps")
-        shares = draw_for_steps(peers.weights, config.mutual.peers_per_step, config.local_steps, chance)
+        shares = peers.drawn(config.mutual.peers_per_step, config.local_steps, chance)
         batches = fresh(data, peers, shares, process, config, rng)
     apart, measured = parts(player.network), []
     player.network.train()

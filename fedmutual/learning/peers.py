@@ -2,11 +2,13 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from fedmutual.config import Autocast, Mutual
+from fedmutual.diffusion.process import expand
 from fedmutual.learning.player import predict
 from fedmutual.seeds import generator
 
@@ -59,16 +61,35 @@ PASS = 2**16
 """Numbers that go through a peer at once on a CPU: a U-Net's activations for more fall out of the cache."""
 
 
+class ByNoise(NamedTuple):
+    """Q_y and beta_y omega(t) / lambda(t) by ranges of noise, on the CPU; see `fedmutual.learning.stacking`.
+
+    q: [ranges, peers], rows summing to 1, or 0 where no peer counts; strength: [ranges].
+    """
+
+    q: Tensor
+    strength: Tensor
+
+
 @dataclass(frozen=True)
 class Peers:
     """The frozen networks that one player sees, and their weights Q_y, which sum to 1.
 
-    `shares: [steps, peers]`, on the CPU, are the weights in each of several steps, where they are not Q in all.
+    `shares: [steps, peers]`, on the CPU, are the weights in each of several steps, where they are not Q in all. With
+    `by_noise` they are those of each range of noise, `[steps, ranges, peers]`, and `weights` have no part.
     """
 
     networks: Sequence[nn.Module] = ()
     weights: Sequence[float] = ()
     shares: Tensor | None = None
+    by_noise: ByNoise | None = None
+
+    def drawn(self, count: int, steps: int, rng: torch.Generator) -> Tensor:
+        """The `shares` of steps that draw `count` peers each, as `draw_for_steps`; 0: all."""
+        if self.by_noise is None:
+            return draw_for_steps(self.weights, count, steps, rng)
+        drawn = [draw_for_steps(row, count, steps, rng) for row in self.by_noise.q.tolist()]
+        return torch.stack(drawn, 1) * (self.by_noise.strength > 0)[:, None]
 
     @torch.no_grad()
     def mean(self, x: Tensor, t: Tensor, autocast: Autocast = "none") -> Tensor | None:
@@ -91,6 +112,20 @@ class Peers:
                 torch._foreach_add_(totals, torch._foreach_mul(outputs, weight))
         return total
 
+    @torch.no_grad()
+    def mean_by_noise(self, x: Tensor, t: Tensor, level: Tensor, by_noise: ByNoise, autocast: Autocast) -> Tensor:
+        """As `mean`, with the weights of each row's range of noise, `level: [rows]`; 0 where no peer counts."""
+        shares = by_noise.q[None] if self.shares is None else self.shares
+        step = torch.arange(len(x)) // (len(x) // len(shares))
+        weights, total = shares[step, level.cpu()].to(x), torch.zeros_like(x)
+        at_once = max(1, PASS // x[0].numel()) if x.device.type == "cpu" else len(x)
+        for network, weight in zip(self.networks, weights.T, strict=True):
+            for rows in weight.nonzero().squeeze(1).split(at_once):
+                if len(rows):
+                    outputs = predict(network, x[rows], t[rows], autocast)
+                    total[rows] += expand(weight[rows], outputs) * outputs
+        return total
+
 
 def freeze(network: nn.Module, autocast: Autocast) -> nn.Module:
     """`network` as a peer, in place: evaluation mode, no gradients, parameters in the type that it runs in."""
@@ -102,10 +137,13 @@ def freeze(network: nn.Module, autocast: Autocast) -> nn.Module:
 
 
 def effective_beta(mutual: Mutual, count: int) -> float:
-    """beta_y of a class of `count` samples by the rule: beta, or beta r / (r + n_y).
+    """beta_y of a class of `count` samples by the rule: beta, or beta r / (r + n_y), or 1.
 
-    The scarcity rule spares a class with many samples its peers' pull.
+    The scarcity rule spares a class with many samples its peers' pull. With `auto` the strength that
+    `fedmutual.learning.stacking` finds for each range of noise is all there is, and beta its largest value.
     """
     if mutual.rule == "constant":
         return mutual.beta
+    if mutual.rule == "auto":
+        return 1.0
     return mutual.beta * mutual.scarcity / (mutual.scarcity + count)

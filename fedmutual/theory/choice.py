@@ -75,6 +75,25 @@ def choose(losses: Tensor, candidates: Sequence[float], caution: float = 1.0) ->
     return torch.as_tensor(candidates, dtype=losses.dtype)[first]
 
 
+def surest(losses: Tensor, candidates: Sequence[float], caution: float = 1.0) -> Tensor:
+    """The candidate whose gain over the first is the largest at the cautious end of its error: [*batch].
+
+    losses: [*batch, candidates, count], the first candidate the safe one. The gain of candidate c on sample i is
+    g_i = losses_0i - losses_ci, and what counts is mean(g) - caution sqrt(2 sum min(g_i - mean(g), 0)² / (n - 1) / n),
+    widened by Student's t where samples are few: `caution` standard errors, made of the deviations below the mean
+    alone (Markowitz's semideviation). For a network that has overfitted gains little on most samples and much on the
+    few that it knows least, and such luck is no reason for doubt. The safe candidate's is exactly 0, so that only what
+    pays with that certainty is chosen; `caution = 0` is the plain minimum.
+    """
+    gains = losses[..., :1, :] - losses
+    mean, count = gains.mean(-1, keepdim=True), gains.shape[-1]
+    below = (gains - mean).clamp(max=0).square().sum(-1)
+    doubt = (2 * below / max(1, count - 1) / count).sqrt()
+    quantile = student.ppf(norm.cdf(caution), max(1, count - 1))
+    best = (mean.squeeze(-1) - quantile * doubt).argmax(-1)
+    return torch.as_tensor(candidates, dtype=losses.dtype)[best]
+
+
 def similarity(own: Tensor, peers: Tensor, temperature: float = 0.01) -> Tensor:
     """Q_y = softmax over peers of -mean ||s_y - s_z||² / (temperature mean ||s_y||²): [*batch, peers].
 

@@ -68,15 +68,19 @@ def sample(
     out: Annotated[Path, typer.Option(help="Folder for samples.npz and a PNG grid of each class.")],
     count: Annotated[int, typer.Option("-n", "--count", min=1, help="Samples of each class.")] = 64,
     which: Which = "last",
+    stack: Annotated[
+        bool,
+        typer.Option("--stack", help="Mix each network with its peers' as held-out samples, which must be here, say."),
+    ] = False,
     settings: Here = None,
 ) -> None:
-    """Draw samples of every class from a run's checkpoint; no data are needed."""
+    """Draw samples of every class from a run's checkpoint; no data are needed, unless with --stack."""
     from simulations.runs.networks import read_networks
     from simulations.runs.sampling import draw_samples, write_samples
 
     networks = read_networks(run, which)[1]
     with progress("sampling", len(networks), "classes") as advance:
-        drawn = draw_samples(run, count, which, one_by_one(advance), parse_assignments(settings or []))
+        drawn = draw_samples(run, count, which, one_by_one(advance), parse_assignments(settings or []), stack)
     write_samples(out, drawn, {}, grid=count)
     print(f"{count} samples of each of {len(drawn)} classes in {out}")
 

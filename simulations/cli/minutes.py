@@ -120,7 +120,7 @@ def chosen(
         raise UserError(
             "local-steps is what the minutes decide: leave it out, or change it in the preset that is written"
         )
-    task = _task(comparison)
+    task = _task(comparison, given)
     if data:
         source = _source(name, given)
         facts = facts_of(RunConfig.of(source).data)
@@ -152,13 +152,15 @@ def again(folder: Path | None, name: str, minutes: float | None) -> Chosen | Non
     return Chosen(name, DEFAULT_MINUTES if minutes is None else minutes, read_settings(folder / PRESET))
 
 
-def _task(comparison: tuple[str, int] | None) -> "Task":
+def _task(comparison: tuple[str, int] | None, given: Mapping[str, Any]) -> "Task":
+    from fedmutual.config import Mutual
     from simulations.experiments.choosing import SIMULATION, Task
     from simulations.experiments.plan import method_names
 
     if comparison is None:
         return SIMULATION
-    return Task(method_names(comparison[0]), comparison[1], audited=True)
+    names = method_names(comparison[0], given.get("beta-rule", Mutual().rule))
+    return Task(names, comparison[1], audited=True)
 
 
 def _source(name: str, given: Mapping[str, Any]) -> dict[str, Any]:

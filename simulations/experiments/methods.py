@@ -51,6 +51,7 @@ _GAME = ("beta", "beta-rule", "scarcity", "omega-weight", *_RATES)
 _PEERS = ("beta", "omega-weight", "peer-weights", "peers-per-round", "exchange", *_RATES)
 
 RECIPES = {
+    "mutual-auto": Recipe(MUTUAL, {"beta-rule": "auto"}, ("caution", *_PEERS)),
     "mutual-scarcity": Recipe(MUTUAL, {"beta-rule": "scarcity"}, ("scarcity", *_PEERS)),
     "mutual-constant": Recipe(MUTUAL, {"beta-rule": "constant"}, _PEERS),
     "isolated": Recipe(MUTUAL, {"beta": 0.0}, _RATES),

@@ -66,10 +66,10 @@ def plan(
         UserError: an unknown method, no seed, budgets that would be unequal, settings or data that cannot work,
             or a folder that holds something else.
     """
-    names = method_names(methods)
     if seeds < 1:
         raise UserError(f"--seeds {seeds}: a comparison needs at least one seed, and five or more to mean something")
     common, own = _split(settings)
+    names = method_names(methods, RunConfig.of(common).mutual.rule)
     base = with_own_extractor(RunConfig.of(common), Path(folder)).with_whole_paths()
     _possible(base, names)
     arms = {}
@@ -84,8 +84,8 @@ def plan(
     return made
 
 
-def method_names(methods: str) -> list[str]:
-    """The methods of `--methods`: names with commas between them, or `all`.
+def method_names(methods: str, rule: str) -> list[str]:
+    """The methods of `--methods`: names with commas between them, `mutual` for that of the beta rule, or `all`.
 
     Raises:
         UserError: a name that is none, or one that comes twice.
@@ -93,10 +93,10 @@ def method_names(methods: str) -> list[str]:
     known = ", ".join(RECIPES)
     if methods == "all":
         return list(RECIPES)
-    names = [name.strip() for name in methods.split(",")]
+    names = [f"mutual-{rule}" if name.strip() == "mutual" else name.strip() for name in methods.split(",")]
     for name in names:
         if name not in RECIPES:
-            raise UserError(f"no method {name!r}: there are {known}, or all")
+            raise UserError(f"no method {name!r}: there are {known}, mutual for the rule of the settings, or all")
     if len(set(names)) < len(names):
         raise UserError("--methods names a method twice: once is enough")
     return names
@@ -138,6 +138,11 @@ def _possible(config: RunConfig, names: Sequence[str]) -> None:
         raise UserError(f"{conditional[0]} draws anew at each step: set -s draws=fresh, or leave it out of --methods")
     if "ridge" in names and not config.data.held_out:
         raise UserError("ridge chooses its weight decay by held-out samples: set held-out above 0")
+    if "mutual-auto" in names and config.data.held_out < 2:
+        raise UserError("mutual-auto weighs peers by held-out samples: set held-out to 2 or more")
+    alone = [name for name in names if name in ("central-igd", "shared-igd")]
+    if alone and config.mutual.rule == "auto":
+        raise UserError(f"{alone[0]} knows no beta-rule = auto: set {alone[0]}.beta-rule, or leave it out of --methods")
     if num_classes(config.data) < 2:
         raise UserError("a comparison needs at least two classes")
 

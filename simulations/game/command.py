@@ -148,7 +148,7 @@ def _claims(name: str, chosen: Preset, results: Results) -> list[Claim]:
         made.append(claims.auto_is_safe(results, auto(peers=SIMILAR), "similar peers"))
     if name == "phase":
         made += claims.where_it_helps(results)
-    made.append(claims.auto_is_safe(results, auto(), "one standard error"))
+    made.append(claims.auto_is_safe(results, auto(), "the gain less its error"))
     made.append(claims.auto_is_safe(results, auto(BOLD), "caution 0"))
     return made
 

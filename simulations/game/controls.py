@@ -5,13 +5,14 @@
 settings for every seed of a `World` at once.
 """
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from fedmutual.seeds import generator
-from fedmutual.theory.choice import choose, held_out_losses, similarity
+from fedmutual.theory.choice import choose, held_out_losses, similarity, surest
 from fedmutual.theory.game import minimise_quadratic, relative_ridge
 from fedmutual.theory.moments import Players, class_moments, denoising_losses, moments
 from simulations.game.world import RIDGE, World
@@ -30,19 +31,25 @@ def auto_beta(world: World, Q: Tensor, cautions: tuple[float, ...] = (1.0,), par
     """beta of each class by k-fold held-out loss against peers that stay alone, [cautions, seeds, K]."""
     peers = alone(world)
     losses = [_held_out(world, y, parts, betas=BETAS, peers=(Q, peers)) for y in range(world.classes)]
-    return _chosen(world, losses, BETAS, cautions)
+    return _chosen(world, losses, BETAS, cautions, surest)
 
 
 def tuned_ridge(world: World, cautions: tuple[float, ...] = (1.0,), parts: int = 5) -> Tensor:
-    """The ridge of each class by the same rule on the same folds, every class alone, [cautions, seeds, K]."""
+    """The ridge of each class by one standard error on the same folds, every class alone, [cautions, seeds, K]."""
     losses = [_held_out(world, y, parts, ridges=RIDGES) for y in range(world.classes)]
-    return _chosen(world, losses, RIDGES, cautions) * relative_ridge(world.moments, 1.0)
+    return _chosen(world, losses, RIDGES, cautions, choose) * relative_ridge(world.moments, 1.0)
 
 
-def _chosen(world: World, losses: list[Tensor], candidates: tuple[float, ...], cautions: tuple[float, ...]) -> Tensor:
+def _chosen(
+    world: World,
+    losses: list[Tensor],
+    candidates: tuple[float, ...],
+    cautions: tuple[float, ...],
+    rule: Callable[..., Tensor],
+) -> Tensor:
     """Every class's candidate at every caution, [cautions, seeds, K]; classes of one sample have no seeds dimension."""
     seeds = len(world.seeds)
-    picks = [torch.stack([choose(table, candidates, one).expand(seeds) for table in losses], -1) for one in cautions]
+    picks = [torch.stack([rule(table, candidates, one).expand(seeds) for table in losses], -1) for one in cautions]
     return torch.stack(picks)
 
 

@@ -17,6 +17,7 @@ from fedmutual.diffusion.sampling import sample
 from fedmutual.run_folder import write_arrays
 from fedmutual.seeds import generator
 from simulations.runs.networks import NOTHING_ELSE, class_networks, run_config, run_shape
+from simulations.runs.stacking import stacked_networks
 
 
 def sheet(images: NDArray[Any], columns: int = 4, most: int = 20) -> NDArray[np.uint8]:
@@ -45,15 +46,18 @@ def draw_samples(
     which: str = "last",
     on_class: OnClass = lambda y: None,
     here: Mapping[str, Any] = NOTHING_ELSE,
+    stack: bool = False,
 ) -> dict[int, Tensor]:
     """{class: `[count, *dims]` generated samples} of a run's checkpoint, on the CPU in float32; `here` as `run_config`.
 
-    No data are read.
+    stack: mix each network with its peers' by what held-out samples say, which must be here; else no data are read.
     """
     config = run_config(folder, here)
     device = pick_device(config.compute)
     shape, process = run_shape(folder)[0], make_process(config.diffusion, device, dtype_of(config.compute))
     round_, networks = class_networks(folder, which, device, here)
+    if stack:
+        networks = stacked_networks(folder, config, networks, process, round_)
     samples = {}
     for y, network in networks.items():
         samples[y] = draw_class(network, process, shape, count, config, y, round_).cpu().float()

@@ -2,8 +2,10 @@
 
 import pytest
 import torch
+from scipy.stats import norm
+from scipy.stats import t as student
 
-from fedmutual.theory.choice import choose, folds, held_out_losses, similarity
+from fedmutual.theory.choice import choose, folds, held_out_losses, similarity, surest
 
 CANDIDATES = (0.0, 0.1, 1.0)
 
@@ -57,37 +59,55 @@ def test_deep_networks_can_be_chosen_by_the_same_functions():
     assert choose(losses, (0.0, 50.0)) == 0.0
 
 
-def test_a_class_with_nothing_to_gain_keeps_the_safe_choice():
+@pytest.mark.parametrize("rule", [choose, surest])
+def test_a_class_with_nothing_to_gain_keeps_the_safe_choice(rule):
     base = torch.rand(20, generator=torch.Generator().manual_seed(1))
-    assert choose(torch.stack([base, base, base + 0.1]), CANDIDATES) == 0.0
+    assert rule(torch.stack([base, base, base + 0.1]), CANDIDATES) == 0.0
 
 
-def test_a_sure_gain_is_taken_and_the_smallest_of_equals_wins():
+@pytest.mark.parametrize("rule", [choose, surest])
+def test_a_sure_gain_is_taken_and_the_smallest_of_equals_wins(rule):
     base = torch.rand(20, generator=torch.Generator().manual_seed(1))
-    assert choose(torch.stack([base, base - 0.5, base - 0.5]), CANDIDATES) == pytest.approx(0.1)
-    assert choose(torch.stack([base, base - 0.5, base - 0.9]), CANDIDATES) == 1.0
+    assert rule(torch.stack([base, base - 0.5, base - 0.5]), CANDIDATES) == pytest.approx(0.1)
+    assert rule(torch.stack([base, base - 0.5, base - 0.9]), CANDIDATES) == 1.0
 
 
-def test_caution_decides_what_a_doubtful_gain_is_worth():
+@pytest.mark.parametrize("rule", [choose, surest])
+def test_caution_decides_what_a_doubtful_gain_is_worth(rule):
     generator = torch.Generator().manual_seed(2)
     base = torch.rand(20, generator=generator)
     noise = torch.randn(20, generator=generator)
     doubtful = base - 0.01 + 0.2 * (noise - noise.mean())
     losses = torch.stack([base, doubtful, base + 1])
-    assert choose(losses, CANDIDATES, caution=0.0) == pytest.approx(0.1)
-    assert choose(losses, CANDIDATES, caution=1.0) == 0.0
+    assert rule(losses, CANDIDATES, caution=0.0) == pytest.approx(0.1)
+    assert rule(losses, CANDIDATES, caution=1.0) == 0.0
+
+
+def test_the_surest_gain_is_its_mean_less_the_error_below_it():
+    """Gains of -1, 0, 0, 5: a mean of 1, below which lie 2, 1 and 1: twice the squares, 12, over 3 times 4."""
+    base = torch.full((4,), 9.0, dtype=torch.float64)
+    losses = torch.stack([base, base - torch.tensor([-1.0, 0, 0, 5]), base - 0.2])
+    assert student.ppf(norm.cdf(1.0), 3) > 1 - 0.2, "the error is 1"
+    assert surest(losses, CANDIDATES, caution=1.0) == 1.0, "0.2 for certain beats a mean of 1 that is not"
+    assert surest(losses, CANDIDATES, caution=0.5) == pytest.approx(0.1)
+    worse = torch.stack([base, base + torch.tensor([-1.0, 0, 0, 5]), base])
+    assert surest(worse, CANDIDATES, caution=0.0) == 0.0
+    lucky = torch.stack([base, base - torch.tensor([0.9, 1.0, 1.0, 40.0])])
+    assert surest(lucky, CANDIDATES[:2]) == pytest.approx(0.1), "a gain on every sample, however unequal"
+    assert choose(lucky, CANDIDATES[:2]) == 0.0
 
 
 def test_choice_is_made_for_each_game_by_itself():
     losses = torch.rand(4, 7, 3, 11, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
-    chosen = choose(losses, CANDIDATES)
-    assert chosen.shape == (4, 7)
-    assert all(chosen[i, j] == choose(losses[i, j], CANDIDATES) for i in range(4) for j in range(7))
+    for rule in (choose, surest):
+        chosen = rule(losses, CANDIDATES)
+        assert chosen.shape == (4, 7)
+        assert all(chosen[i, j] == rule(losses[i, j], CANDIDATES) for i in range(4) for j in range(7))
 
 
 def test_samples_that_cannot_be_split_leave_the_safe_choice():
     losses = held_out_losses(1, CANDIDATES, lambda *_: None, lambda *_: torch.zeros(2, 0))
-    assert choose(losses, CANDIDATES) == 0
+    assert choose(losses, CANDIDATES) == surest(losses, CANDIDATES) == 0
     with pytest.raises(ValueError, match="at least two folds"):
         folds(4, 1)
 

@@ -142,7 +142,12 @@ def test_an_arm_that_fails_is_named_and_the_others_are_done(tmp_path):
 @pytest.mark.parametrize(
     ("settings", "methods", "seeds", "says"),
     [
-        ({}, "pooled,fedavgg", 1, "no method 'fedavgg': there are mutual-scarcity, mutual-constant, isolated"),
+        (
+            {},
+            "pooled,fedavgg",
+            1,
+            "no method 'fedavgg': there are mutual-auto, mutual-scarcity, mutual-constant",
+        ),
         ({}, "", 1, "no method ''"),
         ({}, "pooled,pooled", 1, "names a method twice"),
         ({}, "pooled", 0, "--seeds 0: a comparison needs at least one seed"),
@@ -152,6 +157,9 @@ def test_an_arm_that_fails_is_named_and_the_others_are_done(tmp_path):
         ({"cbdm.tau": -3}, "cbdm", 1, "setting tau = -3"),
         ({"participation": 0.5}, "pooled,isolated", 1, "budgets would be unequal"),
         ({"held-out": 0}, "copy-head,ridge", 1, "ridge chooses its weight decay by held-out samples"),
+        ({"held-out": 1}, "isolated,mutual-auto", 1, "mutual-auto weighs peers by held-out samples"),
+        ({"beta-rule": "auto"}, "isolated,central-igd", 1, "central-igd knows no beta-rule = auto"),
+        ({}, "mutual,isolated,mutual-scarcity", 1, "names a method twice"),
         ({"draws": "fixed"}, "isolated,cbdm", 1, "cbdm draws anew at each step"),
         ({"beta": 0.0}, "isolated,mutual-constant", 1, "beta = 0 makes mutual-constant the same as isolated"),
         ({"head-count": 5000}, "pooled", 1, "head-count"),
@@ -184,6 +192,13 @@ def test_folders_of_something_else_are_refused(tmp_path):
 
 def test_every_method_of_the_registry_can_be_run_but_for_what_simulate_calls_its_runs():
     assert list(RECIPES) == [name for name in METHODS if name != "mutual"]
+
+
+@pytest.mark.parametrize("rule", ["scarcity", "constant", "auto"])
+def test_mutual_is_the_rule_of_the_settings(tmp_path, rule):
+    made = plan({**SMALL, "beta-rule": rule}, "mutual,isolated", 1, tmp_path / "cmp")
+    assert list(made.arms) == [(f"mutual-{rule}", 0), ("isolated", 0)]
+    assert made.arms[f"mutual-{rule}", 0].mutual.rule == rule
 
 
 def test_settings_of_one_method_reach_it_alone(tmp_path):

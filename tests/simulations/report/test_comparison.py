@@ -171,6 +171,13 @@ def test_without_pooled_or_audit_the_answer_says_that_it_does_not_know(tmp_path:
     assert "has not been measured" in exposure
 
 
+def test_the_answer_speaks_of_auto_where_it_is_there(tmp_path: Path) -> None:
+    names = ("mutual-auto", "mutual-scarcity", "isolated")
+    runs = [fabricate(tmp_path / name, name, fd=[1, 2, value]) for name, value in zip(names, (5, 3, 4), strict=True)]
+    gain = by_comparison(Comparison(arms_of(read_runs(runs))))[1]
+    assert gain == "For the worst class, mutual learning (mutual-auto) is worse than isolated (1.00)."
+
+
 def test_arms_that_share_no_seed_are_not_compared(tmp_path: Path) -> None:
     runs = [fabricate(tmp_path / "m", "mutual-scarcity", 0, fd=[1, 2, 3])]
     runs += [fabricate(tmp_path / name, name, 1, fd=[1, 2, 3], data=data_of(name)) for name in ("pooled", "reweighted")]
@@ -355,7 +362,7 @@ def test_names_in_the_picture_meet_neither_each_other_nor_a_circle(width: int, h
     random = np.random.default_rng(1)
     points = [
         figures.Bubble(name, 0, 0.5 + 0.5 * x * spread, 0.01, 8 + 4 * y * spread, 9.0, 1e6 * k, "in words")
-        for k, (name, (x, y)) in enumerate(zip(METHODS[1:], random.uniform(size=(13, 2)), strict=True))
+        for k, (name, (x, y)) in enumerate(zip(METHODS[1:], random.uniform(size=(len(METHODS) - 1, 2)), strict=True))
     ]
     drawn = figures.bubbles(points, "across", "up", "label", width, height)
     groups = [group for group in ET.fromstring(drawn).iter("g") if group.get("class")]

@@ -18,6 +18,7 @@ from simulations.cli.app import app
 from simulations.runs import peer_gain
 from simulations.runs.networks import class_networks
 from simulations.runs.peer_gain import weigh_peers
+from simulations.runs.sampling import draw_samples
 from tests.support.federation import federate
 
 
@@ -55,6 +56,12 @@ def test_a_run_is_weighed_class_by_class(small):
     for row in rows:
         assert 0 <= row["share"] <= 1
         assert 0 <= row["gain"] <= row["own"]
+        assert 0 <= row["own_weight"] <= 1
+        assert -1e-9 <= row["stack_gain"] <= row["own"]
+        if row["class"] in classes:
+            assert len(row["weights"]) == len(classes)
+            assert sum(row["weights"]) == pytest.approx(1)
+            assert row["own_weight"] == row["weights"][classes.index(row["class"])]
     first = [row for row in rows if row["t"] == TIMES[3]]
     own = {row["class"]: row["own"] for row in first}
     assert own["mean"] == pytest.approx(np.mean([own[y] for y in classes]))
@@ -90,7 +97,7 @@ def test_velocities_are_weighed_as_the_noise_that_they_say(small, monkeypatch):
     assert len(by_velocity) == len(by_noise)
     for row, expected in zip(by_velocity, by_noise, strict=True):
         assert (row["class"], row["t"], row["best_peer"]) == (expected["class"], expected["t"], expected["best_peer"])
-        for name in (*Pull._fields, "best_share", "best_gain"):
+        for name in (*Pull._fields, "best_share", "best_gain", "own_weight", "stack_gain"):
             assert row[name] == pytest.approx(expected[name], rel=1e-9, abs=1e-12), name
 
 
@@ -99,10 +106,14 @@ def test_the_command_prints_both_tables_or_the_rows(small):
     federate(config)
     stated = CliRunner().invoke(app, ["peers", config.federation.out])
     assert stated.exit_code == 0
-    assert [line.strip() for line in stated.stdout.splitlines() if "class" in line or "rarest" in line] == [
+    assert [line.strip() for line in stated.stdout.splitlines() if "classes" in line or "rarest" in line] == [
         "all classes",
         "three rarest",
     ]
+    assert "own weight, and the peer that counts most" in stated.stdout
+    weights = [line.split() for line in stated.stdout.splitlines() if line.split()[:1] in [[str(y)] for y in range(10)]]
+    assert len(weights) == 10
+    assert all(0 <= float(cells[1]) <= 1 for cells in weights)
     assert sum(line.startswith(f"{t:g} ") for line in stated.stdout.splitlines() for t in TIMES) == 2 * len(TIMES)
     as_json = CliRunner().invoke(app, ["peers", config.federation.out, "--json"])
     rows = [{"run": config.federation.out, **row} for row in weigh_peers(Path(config.federation.out))]
@@ -114,3 +125,25 @@ def test_held_out_samples_and_peers_are_needed(small):
     federate(config)
     with pytest.raises(UserError, match="train with held-out above 0"):
         weigh_peers(Path(config.federation.out))
+
+
+def test_stacked_sampling_mixes_the_networks_of_the_run(small, tmp_path):
+    config = small(local_steps=40, diffusion_steps=25)
+    federate(config)
+    folder = Path(config.federation.out)
+    alone, stacked = draw_samples(folder, 8), draw_samples(folder, 8, stack=True)
+    assert alone.keys() == stacked.keys()
+    assert all(drawn.shape == (8, 1, 8, 8) and drawn.isfinite().all() for drawn in stacked.values())
+    assert any(not torch.equal(alone[y], stacked[y]) for y in alone)
+    assert all(torch.equal(stacked[y], again) for y, again in draw_samples(folder, 8, stack=True).items())
+    done = CliRunner().invoke(app, ["sample", str(folder), "--out", str(tmp_path / "drawn"), "-n", "8", "--stack"])
+    assert done.exit_code == 0
+    with np.load(tmp_path / "drawn" / "samples.npz") as arrays:
+        torch.testing.assert_close(torch.from_numpy(arrays["generated_3"]), stacked[3])
+
+
+def test_stacked_sampling_needs_held_out_samples(small):
+    config = small(held_out=0)
+    federate(config)
+    with pytest.raises(UserError, match="train with held-out above 0"):
+        draw_samples(Path(config.federation.out), 4, stack=True)
