@@ -20,8 +20,9 @@ from fedmutual.diffusion import Process
 from fedmutual.errors import UserError
 from fedmutual.learning.objective import denoising_target
 
-GRID = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
-"""Bandwidths in units of the class's own spread: at 1 the kernels are as wide as the class."""
+GRID = (0.1, 0.2, 0.3, 0.4, 0.6, 0.8, 1.0, 1.25, 1.5, 2.0, 3.0)
+"""Bandwidths in units of the class's own spread: at 1 a kernel is as wide as the class's samples, which for a class of
+a few samples is narrower than the class."""
 
 LEAST = 1e-4
 """The smallest variance of a kernel over the largest, below which a direction is held to have none at all."""
