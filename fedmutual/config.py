@@ -272,6 +272,18 @@ class Rivals(Group):
     title = "Methods to compare with"
     tau: NotNegative = Field(1.0, description="strength of CBDM's regulariser, whose weight is tau t / T")
     proximal_mu: Greater = Field(0.01, description="mu of FedProx, whose clients add mu / 2 ||w - w_server||²")
+    alignment: NotNegative = Field(1.0, description="strength of ccua's alignment, whose weight is alignment t / T")
+    contrast: NotNegative = Field(0.5, description="lambda of CORAL's contrast between labels")
+    averaging_weights: Literal["samples", "classes"] = Field(
+        "classes", description="how much a client counts in an average: as every other, or as its samples"
+    )
+    optimizer_state: Literal["fresh", "kept", "averaged"] = Field(
+        "kept", description="Adam's moments after an average: none, the client's own, or averaged with the parameters"
+    )
+    server_learning_rate: NotNegative = Field(
+        0.0, description="of fedavgm, fedadam and fedyogi; 0: Flower's own, which is 1, 0.1 and 0.01"
+    )
+    finetuning: Fraction = Field(0.5, description="share of the rounds in which clients of finetuned are on their own")
 
 
 class Federation(Group):
@@ -471,13 +483,25 @@ _EFFECTS: dict[str, tuple[str, Callable[[RunConfig], bool]]] = {
     "caution": ("beta-rule", lambda config: config.mutual.rule == "auto"),
     "omega-weight": ("beta-rule", lambda config: config.mutual.rule != "auto"),
     "beta-rule": ("held-out", lambda config: config.mutual.rule != "auto" or config.data.held_out > 1),
+    "optimizer-state": ("optimizer", lambda config: config.optimiser.name == "adam"),
 }
 """{setting: (another, whether the first has an effect beside it)}."""
 
-_METHODS = {"tau": "cbdm", "proximal-mu": "fedprox"}
-"""{setting: the only method of a comparison that reads it}."""
+_METHODS = {
+    "tau": ("cbdm",),
+    "alignment": ("ccua",),
+    "contrast": ("coral",),
+    "proximal-mu": ("fedprox",),
+    "averaging-weights": ("fedavg", "fedprox", "fedavgm", "fedadam", "fedyogi", "fedper", "finetuned"),
+    "optimizer-state": ("fedavg", "fedprox", "fedper", "finetuned"),
+    "server-learning-rate": ("fedavgm", "fedadam", "fedyogi"),
+    "finetuning": ("finetuned",),
+}
+"""{setting: the only methods of a comparison that read it}."""
 
-_NOT_READ_BY = {"keep": {"fedavg", "fedprox", "memory"}}
+_AVERAGES = {"fedavg", "fedprox", "fedavgm", "fedadam", "fedyogi", "scaffold", "fedper", "finetuned"}
+
+_NOT_READ_BY = {"keep": {*_AVERAGES, "kernel-density", "memory"}}
 """{setting: the methods of a comparison that do not read it}."""
 
 
@@ -495,8 +519,9 @@ def refuse_without_effect(
     if config.federation.resume:
         return
     for key, value in given.items():
-        if key in _METHODS and _METHODS[key] not in methods:
-            raise UserError(f"{key} = {value} has an effect on the method {_METHODS[key]} alone: leave {key} out")
+        if key in _METHODS and not set(_METHODS[key]) & methods.keys():
+            readers = f"method {_METHODS[key][0]}" if len(_METHODS[key]) == 1 else f"methods {', '.join(_METHODS[key])}"
+            raise UserError(f"{key} = {value} has an effect on the {readers} alone: leave {key} out")
         if methods and not set(methods) - _NOT_READ_BY.get(key, set()):
             raise UserError(f"{key} = {value} has no effect on {', '.join(methods)}: leave {key} out")
         if key in _EFFECTS and not any(_EFFECTS[key][1](each) for each in (config, *methods.values())):

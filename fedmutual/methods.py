@@ -44,13 +44,24 @@ METHODS = {
         Method("isolated", "stays", "a network a class, each on its own (beta 0)"),
         Method("fedavg", "stays", "one conditional network, averaged by Flower's FedAvg"),
         Method("fedprox", "stays", "one conditional network by Flower's FedProx, clients held near the average"),
+        Method("fedavgm", "stays", "as fedavg, the server stepping to the average with momentum"),
+        Method("fedadam", "stays", "as fedavg, the server stepping to the average by Adam"),
+        Method("fedyogi", "stays", "as fedavg, the server stepping to the average by Yogi"),
+        Method("scaffold", "stays", "as fedavg, clients' gradients corrected by control variates"),
+        Method("fedper", "stays", "a network a class, all but its first and last layers averaged"),
+        Method("finetuned", "stays", "one network without labels, averaged, then each class on its own"),
         Method("pooled", "pooled", "one conditional network on all samples in one place"),
         Method("reweighted", "pooled", "the same as pooled, every class drawn as often"),
         Method("cbdm", "pooled", "the same as pooled with the loss of CBDM"),
+        Method("ccua", "pooled", "the same as pooled, at high noise held to its prediction without a label"),
+        Method("coral", "pooled", "the same as pooled, labels set apart at the bottleneck by CORAL's contrast"),
         Method("central-igd", "pooled", "a network a class, peers exchanged at every step"),
         Method("shared-igd", "pooled", "one conditional network, classes take turns, their peers its other labels"),
         Method("ridge", "control", "isolated with weight decay, each class's chosen by its held-out samples"),
         Method("copy-head", "control", "the largest class's network for every class"),
+        Method(
+            "kernel-density", "control", "a Gaussian around each training sample, as wide as held-out ones like best"
+        ),
         Method("memory", "control", "the training samples themselves as the generated ones"),
     )
 }

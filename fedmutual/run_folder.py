@@ -191,7 +191,8 @@ class RunFacts(Record):
     run: the identity that clients file their state under; attempt: how often the server began; data: what the method
     does with the data, a key of `DATA`; preset: the name of the one that it was started from; training_counts: samples
     of each class; clients_at_once: how many trained in parallel; overhead: wall time of the rounds over that of the
-    gradient steps alone; extractor: the network in whose features it was measured.
+    gradient steps alone; extractor: the network in whose features it was measured; tuned: the setting that the method
+    chose by held-out samples, its grid and, where all classes share it, what was chosen.
     """
 
     name: str
@@ -217,6 +218,7 @@ class RunFacts(Record):
     bytes_up: int | None = None
     seconds_training: float | None = None
     extractor: Mapping[str, Any] | None = None
+    tuned: Mapping[str, Any] | None = None
     more: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

@@ -6,6 +6,7 @@ A client that had carried the order out answers it from its store, so that a rou
 import time
 from collections.abc import Iterable
 from logging import WARNING
+from typing import Any
 
 from flwr.app import Message, MessageType
 from flwr.common.logger import log
@@ -51,7 +52,7 @@ class Resending(GridOver):
         """The replies to copies of these orders, as replies to the orders themselves."""
         copies = []
         for order in orders:
-            node, round_ = order.metadata.dst_node_id, order.content.config_records["order"]["round"]
+            node, round_ = order.metadata.dst_node_id, _round_of(order)
             y = self.roster.held.get(node)
             log(WARNING, "round %s, class %s: its process died: order %d of %d", round_, y, sending, SENDINGS)
             copies.append(Message(order.content, node, order.metadata.message_type))
@@ -63,6 +64,12 @@ class Resending(GridOver):
         """Whether Flower replies for a client whose process has ended without a reply, or while it was sending it."""
         codes = SIMULATED_CLIENT_DIED if self.roster.simulated else CLIENT_DIED
         return reply.has_error() and reply.error.code in codes
+
+
+def _round_of(order: Message) -> Any:
+    """The round of an order of ours, or of a strategy of Flower's."""
+    records = order.content.config_records
+    return records["order"]["round"] if "order" in records else records["config"]["server-round"]
 
 
 def _readdressed(reply: Message, order: Message | None) -> Message:

@@ -32,5 +32,6 @@ def ridge(config: RunConfig, data: Data, on_round: OnRound = ignore) -> Trained:
         chosen.append(decay)
     for round_, row_of_each in enumerate(zip(*lines, strict=True), 1):
         on_round(round_, list(row_of_each))
-    facts = {"weight_decay_grid": GRID, "weight_decay_chosen": chosen, "held_out_losses": losses}
+    tuned = {"setting": "weight-decay", "grid": GRID}
+    facts = {"tuned": tuned, "weight_decay_grid": GRID, "weight_decay_chosen": chosen, "held_out_losses": losses}
     return Trained(networks, config.rounds * config.local_steps, facts)

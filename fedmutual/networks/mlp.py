@@ -13,6 +13,9 @@ class MLP(nn.Module):
     SiLU layers of `width` units; layers after the first are residual.
     """
 
+    ENDS = ("inner", "outer")
+    """Its first and its last layer."""
+
     rates: Tensor  # [frequencies]
 
     def __init__(

@@ -22,6 +22,9 @@ class UNet(nn.Module):
         UserError: `shape` is not that of an image.
     """
 
+    ENDS = ("unet.conv_in", "unet.conv_norm_out", "unet.conv_out")
+    """Its first layer, and its last with what is before it."""
+
     def __init__(self, shape: tuple[int, ...], network: Network, time_scale: float, classes: int = 0):
         super().__init__()
         if len(shape) != 3:

@@ -31,6 +31,9 @@ def comparison_table(rows: Sequence[dict[str, Any]]) -> Table:
     if leaks:
         table.add_column(f"AUC {names[tail]}", justify="right")
     table.add_column("bytes", justify="right")
+    tuned = any(row["tuned"] != "no" for row in rows)
+    if tuned:
+        table.add_column("tuned")
     group = None
     for label, row in arms.items():
         if row["data"] != group and len({arm["data"] for arm in arms.values()}) > 1:
@@ -43,7 +46,7 @@ def comparison_table(rows: Sequence[dict[str, Any]]) -> Table:
         if leaks:
             leakage = leaking.get("leakage")
             cells.append(NOTHING if leakage is None else _narrow(leakage, leaking["leakage_ci95"]))
-        table.add_row(label, *cells, size(row["bytes"]))
+        table.add_row(label, *cells, size(row["bytes"]), *([row["tuned"]] if tuned else []))
     return table
 
 

@@ -152,6 +152,9 @@ def compare(
     out: Annotated[
         Path | None, typer.Option(help="Folder of the comparison, also one to go on with; by default a new one.")
     ] = None,
+    tune: Annotated[
+        bool, typer.Option("--tune", help="First let each method choose one setting by held-out samples.")
+    ] = False,
     cpus: Annotated[int, typer.Option(min=0, help="Cores to use; 0: all there are.")] = 0,
     gpus: Annotated[int, typer.Option(min=-1, help="GPUs for federated arms; -1: all there are.")] = -1,
     ray: OnCluster = "",
@@ -164,21 +167,29 @@ def compare(
     """
     _refuse_timed_on_cluster(preset, minutes, ray)
     given, own = parse_assignments(settings or []), is_data(preset)
+    if tune and minutes is not None:
+        raise UserError("--tune trains several values of each method, which --minutes does not count: leave one out")
     methods, seeds = methods or (METHODS if own else "all"), seeds if seeds is not None else SEEDS if own else 5
     choice = again(out, preset, minutes) or chosen(preset, minutes, given, cpus, gpus, (methods, seeds))
     changes = {**(choice.settings if choice else read_preset(preset)), **given}
     folder = out or Path("runs") / f"compare-{Path(preset).stem}-{datetime.now():%Y%m%d-%H%M%S}"
 
     with moment("starting up"):
+        from simulations.experiments import tuning
         from simulations.experiments.plan import plan, run_arms
         from simulations.runs.extractor import extractor_to_train
 
     part = choice.part if choice else untimed
+    choices = tuning.read_choices(folder)
     with part("reading"), progress("reading the data"):
-        made = plan(changes, methods, seeds, folder, given=given)
+        made = plan({**tuning.as_settings(choices), **changes}, methods, seeds, folder, given=given)
     print_notices(made.notices)
     if choice:
         choice.write(folder, "compare")
+    if tune and (waiting := tuning.to_tune(made, given)):
+        with progress("tuning", sum(len(values) for _, values in waiting.values()), "values") as advance:
+            choices = tuning.tune(made, given, cpus, gpus, advance)
+        made = plan({**tuning.as_settings(choices), **changes}, methods, seeds, folder, given=given)
     for config in made.arms.values() if next(iter(made.arms.values())).measuring.samples else ():
         if training := extractor_to_train(config, folder):
             with part("extractor"):
@@ -188,6 +199,7 @@ def compare(
         run_arms(made, cpus, gpus, shown.advance, ray)
     for place in made.places if not own else ():
         record_preset(place, preset)
+    tuning.record_choices(made, choices)
     with part("page"):
         write_page(made.places, folder / "report.html", as_json)
     if choice:

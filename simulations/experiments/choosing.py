@@ -311,7 +311,10 @@ def _work(method: str, classes: int) -> tuple[float, float]:
     """What a method does for each class and step of the budget, in gradient steps and in steps' worth of peers."""
     others: dict[str, tuple[float, float]] = {
         **dict.fromkeys(("isolated", "fedavg", "fedprox", "pooled", "reweighted"), (1.0, 0.0)),
+        **dict.fromkeys(("fedavgm", "fedadam", "fedyogi", "scaffold", "fedper", "finetuned", "coral"), (1.0, 0.0)),
         "cbdm": (2.0, 0.0),
+        "ccua": (1.0, 1.0),
+        "kernel-density": (0.0, 0.0),
         "shared-igd": (1.0, classes - 1.0),
         "ridge": (5.0, 0.0),
         "copy-head": (1 / classes, 0.0),

@@ -75,13 +75,34 @@ def plan(
     arms = {}
     for seed in range(base.seed, base.seed + seeds):
         for name in names:
-            layers = [base.settings(), dict(RECIPES[name].settings), own.get(name, {}), {"seed": seed}]
-            arms[name, seed] = RunConfig.of(*layers)
+            config = RunConfig.of(base.settings(), dict(RECIPES[name].settings), {"seed": seed})
+            arms[name, seed] = RunConfig.of(config.settings(), at_equal_steps(config, own.get(name, {}), name))
     refuse_without_effect(base, given, {name: arms[name, base.seed] for name in names})
     checked = check(base.data, base.seed)  # the data are there, whole, and make as many samples as are asked for
     made = Plan(Path(folder), arms, checked.notices)
     _check_folder(made, base)
     return made
+
+
+def at_equal_steps(config: RunConfig, changes: Mapping[str, Any], method: str) -> dict[str, Any]:
+    """`changes` of an arm with the settings `config`; other local steps bring as many rounds as keep the budget.
+
+    Held-out losses and checkpoints then come as often as before, counted in gradient steps.
+
+    Raises:
+        UserError: the local steps do not divide the gradient steps of the comparison.
+    """
+    if "local-steps" not in changes:
+        return dict(changes)
+    steps, total = RunConfig.of(config.settings(), dict(changes)).local_steps, config.rounds * config.local_steps
+    if not steps or total % steps:
+        raise UserError(
+            f"{method}.local-steps = {steps} does not divide the {total} gradient steps that a class has in all: "
+            "give a number that does"
+        )
+    often = max(1, config.local_steps // steps)
+    every = {key: config.settings()[key] * often for key in ("evaluate-every", "checkpoint-every")}
+    return {**changes, **every, "rounds": total // steps}
 
 
 def method_names(methods: str, rule: str) -> list[str]:
@@ -136,13 +157,18 @@ def _possible(config: RunConfig, names: Sequence[str]) -> None:
     conditional = [name for name in names if RECIPES[name].conditional]
     if conditional and config.optimiser.draws == "fixed":
         raise UserError(f"{conditional[0]} draws anew at each step: set -s draws=fresh, or leave it out of --methods")
-    if "ridge" in names and not config.data.held_out:
-        raise UserError("ridge chooses its weight decay by held-out samples: set held-out above 0")
+    for name, what in (("ridge", "weight decay"), ("kernel-density", "bandwidth")):
+        if name in names and not config.data.held_out:
+            raise UserError(f"{name} chooses its {what} by held-out samples: set held-out above 0")
     if "mutual-auto" in names and config.data.held_out < 2:
         raise UserError("mutual-auto weighs peers by held-out samples: set held-out to 2 or more")
     alone = [name for name in names if name in ("central-igd", "shared-igd")]
     if alone and config.mutual.rule == "auto":
         raise UserError(f"{alone[0]} knows no beta-rule = auto: set {alone[0]}.beta-rule, or leave it out of --methods")
+    if "coral" in names and config.network.kind == "random-features":
+        raise UserError("coral shapes features, and random features are not trained: leave coral out")
+    if "fedper" in names and config.network.kind == "random-features":
+        raise UserError("fedper averages all but the first and last layers, and random-features has one: leave it out")
     if num_classes(config.data) < 2:
         raise UserError("a comparison needs at least two classes")
 
@@ -160,6 +186,11 @@ def _check_folder(made: Plan, base: RunConfig) -> None:
             raise UserError(f"{folder} cannot be made: {error.strerror}") from None
         return
     _same(read_settings(path), common, folder)
+    check_arms(made)
+
+
+def check_arms(made: Plan) -> None:
+    """Raises `UserError` where the folder of an arm holds a run with other settings."""
     for arm, config in made.arms.items():
         if holds_run(made.place(arm)):
             _same(read_settings(made.place(arm) / CONFIG), config.settings(), made.place(arm))

@@ -180,12 +180,21 @@ class Comparison:
         known = [value for run in arm.runs if (value := read[what](run)) is not None]
         return mean(known) if known else None
 
+    def tuned(self, arm: Arm) -> str:
+        """The setting that a method chose by held-out samples, with its value if that is one; "no" where it did not."""
+        tuned = arm.runs[0].facts.get("tuned")
+        if not tuned:
+            return "no"
+        chosen = tuned.get("chosen")
+        return str(tuned["setting"]) if chosen is None else f"{tuned['setting']} {chosen:.3g}"
+
     def rows(self) -> list[dict[str, Any]]:
         """As `comparison`."""
         rows = []
         against = {"isolated": self.arm("isolated"), "pooled": self.arm("pooled")}
         for arm in self.arms:
-            costs = {what: self.cost(arm, what) for what in ("parameters", "bytes", "seconds")}
+            costs: dict[str, Any] = {what: self.cost(arm, what) for what in ("parameters", "bytes", "seconds")}
+            costs["tuned"] = self.tuned(arm)
             for of in (*self.summaries, "all", *range(len(self.classes))):
                 leak = self.leak(arm, of)
                 shared = {"leakage": leak and leak.mean, "leakage_ci95": leak and leak.half}
@@ -227,7 +236,7 @@ def comparison(folders: Sequence[Path]) -> list[dict[str, Any]]:
     mean and ci95 (half the 95 % interval over seeds, Student's t; None with one seed), seeds (how many),
     versus_isolated and versus_pooled (paired by seed; None where there is no such arm, or it is this one) and their
     _ci95, n_train and n_real (samples behind a class; None for a summary), parameters, bytes (both ways, all
-    clients), seconds (of training), leakage and leakage_ci95 (`Comparison.leak`).
+    clients), seconds (of training), tuned (`Comparison.tuned`), leakage and leakage_ci95 (`Comparison.leak`).
 
     Raises:
         UserError: as `read_runs`.

@@ -46,10 +46,12 @@ def budgets(arms: Comparison) -> Table:
     def row(arm: Arm) -> list[Any]:
         each = [_range_in_words(_budget(arm, key)) for key in BUDGETS]
         moved = [size(arms.cost(arm, key)) for key in ("bytes_down", "bytes_up")]
-        return [arm.label, *each, whole(arms.cost(arm, "parameters")), *moved, duration(arms.cost(arm, "seconds"))]
+        trained = duration(arms.cost(arm, "seconds"))
+        return [arm.label, *each, whole(arms.cost(arm, "parameters")), *moved, trained, arms.tuned(arm)]
 
     equal = [small(name, "for each class") for name in BUDGETS.values()]
     head = ["arm", *equal, "parameters", "received", "sent", small("training", "all clients")]
+    head.append(small("tuned", "by held-out samples"))
     return Table(head, grouped(arms.arms, row))
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from fedmutual.baselines.kernel_density import KernelDensity
 from fedmutual.baselines.memory import Memory
 from fedmutual.checkpoint import CheckpointError
 from fedmutual.config import RunConfig
@@ -117,8 +118,9 @@ def class_networks(
     """(round, {class: its network}) of a run's checkpoint, as `read_networks`.
 
     Each is (x, t) -> output, in evaluation mode on `device`, whatever the method: the class's own network, the
-    conditional one at the class's label, or the exact minimiser that `memory` stands for. Of networks that were
-    published in part there are those whose owner's store is here, see `_whole`; `here` as `run_config`.
+    conditional one at the class's label, or the exact minimiser that `memory` or `kernel-density` stands for. Of
+    networks that were published in part there are those whose owner's store is here, see `_whole`; `here` as
+    `run_config`.
     """
     config = run_config(folder, here)
     shape, classes = run_shape(folder)
@@ -128,9 +130,8 @@ def class_networks(
         return checkpoint.round, {y: OfClass(shared, y).eval() for y in range(classes)}
     networks: dict[int, nn.Module] = {}
     for y, state in sorted(_whole(folder, config, _of_classes(checkpoint.networks)).items()):
-        if set(state) == {"samples"}:
-            process = make_process(config.diffusion, device, dtype_of(config.compute))
-            networks[y] = Memory(state["samples"].to(device), process, config.diffusion.parametrisation).eval()
+        if "samples" in state:
+            networks[y] = _exact(state, config, device)
         else:
             networks[y] = _ready(build(config, shape, y), state, device)
     return checkpoint.round, networks
@@ -169,6 +170,18 @@ def _whole(folder: Path, config: RunConfig, entries: Mapping[int, NetworkOfRound
             "which draws no samples: the whole network is in its owner's store, and -s store=DIR names it there"
         )
     return {y: read_owned(place, entries[y].round) for y, place in owned.items()}
+
+
+def _exact(state: "Network", config: RunConfig, device: torch.device) -> nn.Module:
+    """The exact denoiser of what stands for a class whose method trains no network."""
+    process = make_process(config.diffusion, device, dtype_of(config.compute))
+    kept, parametrisation = (
+        {name: tensor.to(device) for name, tensor in state.items()},
+        config.diffusion.parametrisation,
+    )
+    if "variances" in kept:
+        return KernelDensity(kept["samples"], kept["axes"], kept["variances"], process, parametrisation).eval()
+    return Memory(kept["samples"], process, parametrisation).eval()
 
 
 def _ready(network: nn.Module, state: "Network", device: torch.device) -> nn.Module:

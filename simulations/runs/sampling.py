@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 
+from fedmutual.baselines.kernel_density import KernelDensity
 from fedmutual.config import RunConfig
 from fedmutual.device import dtype_of, pick_device
 from fedmutual.diffusion import Process, make_process
@@ -88,6 +89,9 @@ def draw(
     rng: torch.Generator,
 ) -> Tensor:
     """`count` samples of one network by the run's sampler, `[count, *shape]` on the process's device."""
+    if isinstance(network, KernelDensity):
+        drawn = network.draw(count, rng)
+        return drawn.clamp(-1, 1) if config.measuring.clip_samples else drawn
     return sample(
         network,
         process,

@@ -6,15 +6,16 @@ import pytest
 import torch
 from flwr.app import Error, Message, MessageType
 
-from client.averaging import add_proximal_term
 from client.averaging import app as client
 from fedmutual.diffusion import make_process
+from fedmutual.learning.averaged import add_proximal_term
 from fedmutual.learning.igd import local_steps
 from fedmutual.learning.peers import Peers
 from fedmutual.learning.player import Player
 from fedmutual.networks import OfClass, build_conditional
 from fedmutual.run_folder import SHARED, read_history
-from server.averaging import ITERATE, prepare_fedavg, prepare_fedprox, serve
+from server.averages import prepare_fedavg, prepare_fedprox
+from server.averaging import ITERATE, serve
 from server.roster import RunFailed
 from simulations.runs.networks import class_networks, read_networks
 from tests.support.data import load_class
@@ -35,7 +36,7 @@ def iterate(strategy):
 
 
 def test_one_round_is_the_mean_of_the_clients_weighted_by_their_samples(small):
-    config = small(rounds=1)
+    config = small(rounds=1, averaging_weights="samples")
     sums, total = {}, 0
     for y in range(10):
         data, network = load_class(config, y).train, build_conditional(config, SHAPE, 10)
@@ -78,7 +79,7 @@ def test_history_and_checkpoint_are_those_of_any_run(small):
 def test_fedprox_adds_the_gradient_of_its_term():
     network = torch.nn.Linear(3, 2)
     start = [parameter.detach().clone() for parameter in network.parameters()]
-    add_proximal_term(network, 0.7)
+    add_proximal_term(network.parameters(), 0.7)
     x = torch.randn(4, 3)
     with torch.no_grad():
         for parameter in network.parameters():
@@ -127,9 +128,14 @@ def test_stopping_and_resuming_equals_running_through_in_any_order_of_clients(sm
     assert lines == [(round_, y) for round_ in range(1, 7) for y in range(10)]
 
 
+def of_class_3(reply: Message) -> bool:
+    """Whether it answers an order to train."""
+    return "numbers" in reply.content and reply.content["numbers"]["class"] == 3
+
+
 def test_a_client_that_fails_or_is_missing_ends_the_arm_with_the_reason(small, tmp_path):
     def fails(order: Message, reply: Message) -> Message:
-        if reply.content["numbers"]["class"] == 3:
+        if of_class_3(reply):
             return Message(Error(code=2, reason="<class 'X'>:<'disk full'>"), reply_to=order)
         return reply
 
@@ -137,4 +143,4 @@ def test_a_client_that_fails_or_is_missing_ends_the_arm_with_the_reason(small, t
         average(small(), fault=fails)
     lost = small(out=str(tmp_path / "lost"))
     with pytest.raises(RunFailed, match="round 1: 9 of 10 clients replied in time"):
-        average(lost, fault=lambda order, reply: reply if reply.content["numbers"]["class"] != 3 else None)
+        average(lost, fault=lambda order, reply: None if of_class_3(reply) else reply)

@@ -40,7 +40,7 @@ def test_every_method_ends_in_an_ordinary_run_folder(method, tmp_path):
     run = json.loads((folder / "run.json").read_text())
     assert set(run) >= FACTS
     assert (run["method"], run["status"], run["bytes_up"], run["data"]) == (method, "done", 0, METHODS[method].data)
-    if method not in ("copy-head", "memory"):
+    if method not in ("copy-head", "kernel-density", "memory"):
         assert (run["gradient_steps_per_class"], run["samples_seen_per_class"]) == (6, 48)
         assert read_history(folder)[-1]["round"] == 2
     round_, of_class = class_networks(folder, "last", torch.device("cpu"))
@@ -160,6 +160,10 @@ def test_an_arm_that_fails_is_named_and_the_others_are_done(tmp_path):
         ({"held-out": 1}, "isolated,mutual-auto", 1, "mutual-auto weighs peers by held-out samples"),
         ({"beta-rule": "auto"}, "isolated,central-igd", 1, "central-igd knows no beta-rule = auto"),
         ({}, "mutual,isolated,mutual-scarcity", 1, "names a method twice"),
+        ({"held-out": 0}, "kernel-density", 1, "kernel-density chooses its bandwidth by held-out samples"),
+        ({"network": "random-features"}, "coral", 1, "coral shapes features"),
+        ({"network": "random-features"}, "fedper", 1, "fedper averages all but the first and last layers"),
+        ({"fedavg.local-steps": 4}, "fedavg", 1, "fedavg.local-steps = 4 does not divide the 6 gradient steps"),
         ({"draws": "fixed"}, "isolated,cbdm", 1, "cbdm draws anew at each step"),
         ({"beta": 0.0}, "isolated,mutual-constant", 1, "beta = 0 makes mutual-constant the same as isolated"),
         ({"head-count": 5000}, "pooled", 1, "head-count"),

@@ -40,11 +40,10 @@ WORST = {  # of seeds 0, 1, 2; classes 0 and 1 are always at 2 and 3
     "ridge": [7.8, 8.1, 7.9],
     "memory": [16.0, 16.4, 16.2],
 }
-POOLED, CONTROLS = ("pooled", "reweighted", "cbdm", "central-igd", "shared-igd"), ("ridge", "copy-head", "memory")
 
 
 def data_of(method: str) -> str:
-    return "pooled" if method in POOLED else "control" if method in CONTROLS else "stays"
+    return methods.METHODS[method].data
 
 
 def attack(y: int, value: float, name: str = "loss", t: float | None = 0.1, metric: str = "auc") -> dict[str, Any]:
@@ -280,13 +279,13 @@ def test_the_terminal_leads_with_features_and_says_where_nothing_was_measured(
 
 @pytest.fixture(scope="module")
 def page(tmp_path_factory: pytest.TempPathFactory) -> str:
-    folder = tmp_path_factory.mktemp("thirteen")
+    folder = tmp_path_factory.mktemp("all")
     random = np.random.default_rng(0)
     worst = {method: list(random.uniform(7, 12, 2)) for method in METHODS if method != "mutual"}
     return write_report([compared(folder, worst)], folder / "report.html").read_text()
 
 
-def test_thirteen_arms_make_a_small_page_that_needs_nothing_else(page: str) -> None:
+def test_all_arms_make_a_small_page_that_needs_nothing_else(page: str) -> None:
     assert not re.search(r"(src|href)=[\"'](?!#|data:)", page)
     assert "http" not in page
     assert "<script" not in page

@@ -1,0 +1,120 @@
+"""`fedmutual compare --tune`: each method tunes one setting, by the same rule, on a grid of the same size.
+
+Each value is trained on the comparison's first seed with the whole budget, into an ordinary run folder. The one whose
+networks have the smallest held-out denoising loss, the mean over classes, is kept for all seeds. No test sample takes
+part. What was chosen is in `tuning.json`, and a value that is trained is not trained again.
+"""
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+from fedmutual.checkpoint import write_atomic
+from fedmutual.config import RunConfig
+from fedmutual.data import open_source
+from fedmutual.device import dtype_of, pick_device
+from fedmutual.diffusion import make_process
+from fedmutual.errors import UserError
+from fedmutual.learning.held_out import held_out_loss
+from fedmutual.run_folder import change_facts
+from simulations.experiments.methods import RECIPES, Knob, grid_of
+from simulations.experiments.plan import Plan, at_equal_steps, check_arms, run_arms
+from simulations.runs.networks import class_networks, run_config
+
+CHOICES = "tuning.json"
+"""In the comparison's folder: {method: setting, grid, losses, chosen}."""
+
+Choices = dict[str, dict[str, Any]]
+
+OnValue = Callable[[int], None]
+"""Takes how many values are done."""
+
+
+def knob_of(name: str, given: Mapping[str, Any]) -> Knob | None:
+    """What a method tunes; nothing where it has no knob, or a person has set it for this method."""
+    knob = RECIPES[name].knob
+    return None if knob is None or f"{name}.{knob.setting}" in given else knob
+
+
+def read_choices(folder: Path) -> Choices:
+    """What an earlier call has chosen.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    path = folder / CHOICES
+    try:
+        choices: Choices = json.loads(path.read_bytes()) if path.exists() else {}
+    except ValueError as error:
+        raise UserError(f"{path} is not valid JSON ({error}): delete it, and the choice is worked out again") from None
+    return choices
+
+
+def as_settings(choices: Choices) -> dict[str, Any]:
+    """The choices as settings of single methods."""
+    return {f"{name}.{choice['setting']}": choice["chosen"] for name, choice in choices.items()}
+
+
+def to_tune(made: Plan, given: Mapping[str, Any]) -> dict[str, tuple[str, list[RunConfig]]]:
+    """{method: its setting, and the settings of each value}, for the methods that tune and have not yet chosen."""
+    seed, chosen, waiting = min(seed for _, seed in made.arms), read_choices(made.folder), {}
+    for name in (name for name, of_seed in made.arms if of_seed == seed and name not in chosen):
+        if knob := knob_of(name, given):
+            waiting[name] = knob.setting, list(_variants(name, knob, made.arms[name, seed]))
+    return waiting
+
+
+def _variants(name: str, knob: Knob, config: RunConfig) -> Iterator[RunConfig]:
+    for value in grid_of(knob, config):
+        yield RunConfig.of(config.settings(), at_equal_steps(config, {knob.setting: value}, name), {"samples": 0})
+
+
+def tune(
+    made: Plan, given: Mapping[str, Any], cpus: int = 0, gpus: int = -1, on_value: OnValue = lambda done: None
+) -> Choices:
+    """All choices of a comparison, those that were made before among them.
+
+    Raises:
+        UserError: there are no held-out samples to choose by, or a folder holds other runs than these.
+        ArmsFailed: a value could not be trained.
+    """
+    choices, done = read_choices(made.folder), 0
+    for name, (setting, configs) in to_tune(made, given).items():
+        if not configs[0].data.held_out:
+            raise UserError("--tune chooses by held-out samples: set held-out above 0")
+        losses = []
+        for index, config in enumerate(configs):
+            plan = replace(made, folder=made.folder / "tuning" / str(index), arms={(name, config.seed): config})
+            check_arms(plan)
+            run_arms(plan, cpus, gpus)
+            losses.append(run_held_out_loss(plan.places[0]))
+            done += 1
+            on_value(done)
+        grid = [config.settings()[setting] for config in configs]
+        chosen = grid[losses.index(min(losses))]
+        choices[name] = {"setting": setting, "grid": grid, "losses": losses, "chosen": chosen}
+        write_atomic(made.folder / CHOICES, json.dumps(choices, indent=1).encode())
+    return choices
+
+
+def record_choices(made: Plan, choices: Choices) -> None:
+    """Say in each arm's facts what its method tuned."""
+    for name, seed in made.arms:
+        if name in choices:
+            change_facts(made.place((name, seed)), tuned=choices[name])
+
+
+def run_held_out_loss(folder: Path) -> float:
+    """The mean over classes of the held-out denoising loss of a run's networks, whatever its method."""
+    config = run_config(folder)
+    device = pick_device(config.compute)
+    process = make_process(config.diffusion, device, dtype_of(config.compute))
+    source, networks = open_source(config.data, config.seed, keep=True), class_networks(folder, "last", device)[1]
+    losses = []
+    for y, network in networks.items():
+        data = source.load(y).held_out.to(device, dtype_of(config.compute))
+        losses.append(held_out_loss(network, data, config.diffusion, config.compute.autocast, process, config.seed, y))
+    return mean(losses)
