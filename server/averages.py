@@ -7,7 +7,6 @@ import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAdam, FedAvgM, FedProx, FedYogi
-from flwr.serverapp.strategy.fedopt import FedOpt
 from torch import Tensor
 
 from fedmutual.config import RunConfig
@@ -15,6 +14,7 @@ from fedmutual.data import num_classes
 from fedmutual.learning.control_variates import CONTROL
 from fedmutual.run_folder import NetworkOfRound
 from server.averaging import ITERATE, MEMORY, Recorded, class_of
+from server.flower import FedOpt
 
 MOMENTUM = 0.9
 """Of fedavgm, as Hsu, Qi and Brown, 2019, use it most."""

@@ -10,7 +10,6 @@ is audited as a network is; it is drawn from directly. What stands for class y h
 import math
 
 import torch
-from sklearn.covariance import LedoitWolf
 from torch import Tensor, nn
 
 from fedmutual.baselines import Data, OnRound, Trained, ignore
@@ -88,6 +87,8 @@ def kernel_density(config: RunConfig, data: Data, on_round: OnRound = ignore) ->
 
 def _fit(part: ClassData) -> tuple[dict[str, Tensor], float, list[float]]:
     """What stands for a class, its bandwidth, and the mean held-out log likelihood of each bandwidth."""
+    from sklearn.covariance import LedoitWolf  # only where a class is fitted: runs are read without scikit-learn
+
     rows, held_out = part.train.flatten(1).double(), part.held_out.flatten(1).double()
     covariance = torch.from_numpy(LedoitWolf().fit(rows.cpu().numpy()).covariance_).to(rows)
     values, axes = torch.linalg.eigh(covariance)

@@ -39,7 +39,7 @@ DRAWS = 2
 FOLDS = 5
 """Parts of the held-out samples: how good weights are is asked of those they were not made from."""
 
-WAY = torch.linspace(0, 1, 101, dtype=torch.float64)
+WAY = tuple(step / 100 for step in range(101))
 """Shares of the way from the own network to the stacked weights, the safe one first."""
 
 
@@ -91,13 +91,14 @@ def weigh(products: Tensor, caution: float) -> Tensor:
     alone = torch.zeros(products.shape[-1], dtype=torch.float64)
     alone[0] = 1
     count = len(products)
+    way = torch.tensor(WAY, dtype=torch.float64)[:, None]
     losses = torch.zeros(len(WAY), count, dtype=torch.float64)
     for kept, held_out in folds(count, FOLDS):
-        mixed = alone + WAY[:, None] * (on_simplex(products[kept].mean(0)) - alone)
+        mixed = alone + way * (on_simplex(products[kept].mean(0)) - alone)
         losses[:, held_out] = torch.einsum("ak,nkl,al->an", mixed, products[held_out], mixed)
     if count < 2:
         return alone
-    return alone + surest(losses, WAY.tolist(), caution) * (on_simplex(products.mean(0)) - alone)
+    return alone + surest(losses, WAY, caution) * (on_simplex(products.mean(0)) - alone)
 
 
 def stack(

@@ -69,6 +69,7 @@ INTERNALS = {
     "flwr.proto.message_pb2.ConfirmMessageReceivedRequest": None,
     "flwr.proto.message_pb2.ObjectTree": None,
     "flwr.proto.runtime_pb2.PullAppMessagesRequest": None,
+    "flwr.serverapp.strategy.fedopt.FedOpt": None,
     "flwr.supercore.inflatable.inflatable_object.get_object_body": ("object_content", "cls"),
     "flwr.supercore.inflatable.inflatable_object.get_object_head_values_from_object_content": ("object_content",),
     "flwr.supercore.inflatable.inflatable_object.iterate_object_tree": ("tree",),

@@ -111,7 +111,13 @@ def test_each_client_keeps_the_state_of_its_own_class_and_no_other(federation, c
 def test_data_stay_at_the_clients(federation, completed):
     """No private file, and no array of a sample's size, has come to the server: parameters and numbers only."""
     names = {path.name for path in completed.rglob("*") if path.is_file()}
-    assert names <= {"config.toml", "run.json", "history.jsonl", *(f"round-{r:06d}.safetensors" for r in (1, 2))}
+    assert names <= {
+        ".held",
+        "config.toml",
+        "run.json",
+        "history.jsonl",
+        *(f"round-{r:06d}.safetensors" for r in (1, 2)),
+    }
 
 
 def test_parameters_and_the_documented_numbers_cross_the_wire_and_nothing_else(federation, completed):

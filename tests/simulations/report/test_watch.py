@@ -28,7 +28,10 @@ def start():
     def begin(*arguments: object) -> subprocess.Popen:
         command = [COMMAND, *map(str, arguments)]
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        # A shell starts its background jobs with Ctrl-C ignored, and what tests start there would inherit that.
+        before = signal.signal(signal.SIGINT, signal.default_int_handler)
         started.append(subprocess.Popen(command, **pipes, text=True, start_new_session=True))
+        signal.signal(signal.SIGINT, before)
         return started[-1]
 
     yield begin
