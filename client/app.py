@@ -156,12 +156,11 @@ def class_of(context: Context) -> int:
 def check_consent(config: RunConfig, context: Context) -> None:
     """Raises `UserError` where the server asks for more of a network than this client's node settings allow."""
     own, asked = context.node_config, config.publishing
+    start = 0.0 if asked.mode == "network" else asked.split
     if "publish" in own and own["publish"] != asked.mode:
         raise UserError(f"this client takes part with publish = {own['publish']} alone, not with {asked.mode}")
-    if "split" in own and asked.mode != "network" and asked.split < float(own["split"]):
-        raise UserError(
-            f"this client publishes from split = {own['split']} on, and the server asks from {asked.split:g}"
-        )
+    if "split" in own and start < float(own["split"]):
+        raise UserError(f"this client publishes from split = {own['split']} on, and the server asks from {start:g}")
 
 
 def node_settings(context: Context) -> dict[str, str]:

@@ -301,7 +301,9 @@ class Federation(Group):
         "same", description="of the parameters that are sent; bfloat16: half the bytes of float32, rounded; same: dtype"
     )
     checkpoint_every: Positive = Field(1, description="rounds between checkpoints")
-    evaluate_every: Count = Field(1, description="rounds between held-out losses at the clients; 0: never")
+    evaluate_every: Count = Field(
+        1, description="rounds between reports of held-out losses; 0: never; keep = best measures in every one"
+    )
     share_counts: bool = Field(False, description="let clients report their number of samples")
     resume: bool = Field(False, description="continue the run in `out` from its last checkpoint")
     out: str = Field("", description="run folder at the server; empty: a new one under ~/.fedmutual/runs")

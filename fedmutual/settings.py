@@ -51,6 +51,19 @@ def read_settings(path: Path) -> dict[str, Any]:
         raise UserError(f"{path} is not valid TOML: {error}") from None
 
 
+BEFORE = {"keep": "last", "averaging-weights": "samples", "optimizer-state": "fresh"}
+"""What a run did that was written before these settings existed; their defaults are others."""
+
+
+def read_stored(path: Path) -> dict[str, Any]:
+    """The settings that a run or a comparison has written; what an earlier version did stands for those it lacks.
+
+    Raises:
+        UserError: as `read_settings`.
+    """
+    return {**BEFORE, **read_settings(path)}
+
+
 def write_settings(settings: dict[str, Any]) -> str:
     """Flat settings as TOML text; the inverse of `read_settings`."""
     return tomli_w.dumps(settings)

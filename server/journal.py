@@ -9,7 +9,7 @@ from fedmutual.config import RunConfig
 from fedmutual.errors import UserError
 from fedmutual.records import Network
 from fedmutual.run_folder import CONFIG, FACTS, NetworkOfRound, RunWriter, holds_run, newest_checkpoint, run_folder
-from fedmutual.settings import read_settings
+from fedmutual.settings import read_stored
 
 MAY_CHANGE = {
     *("rounds", "resume", "out", "store", "device", "timeout", "data-path", "download"),
@@ -98,14 +98,14 @@ def settled_before(config: RunConfig) -> RunConfig:
     path = run_folder(config) / CONFIG
     if not config.federation.resume or config.local_steps or not path.exists():
         return config
-    return config.but(local_steps=RunConfig.of(read_settings(path)).local_steps)
+    return config.but(local_steps=RunConfig.of(read_stored(path)).local_steps)
 
 
 def check_resumable(folder: Path, config: RunConfig) -> None:
     """Raises `UserError` where there is no run in `folder`, or it cannot go on under these settings."""
     if not holds_run(folder):
         raise UserError(f"{folder} holds no run to resume: name the folder that an earlier run wrote")
-    before, now = RunConfig.of(read_settings(folder / CONFIG)).settings(), config.settings()
+    before, now = RunConfig.of(read_stored(folder / CONFIG)).settings(), config.settings()
     changed = [key for key in now if now[key] != before[key] and key not in MAY_CHANGE]
     if changed:
         raise UserError(f"a resumed run keeps its settings, and {', '.join(changed)} would change: start a new run")

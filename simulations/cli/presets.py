@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from fedmutual.errors import UserError
-from fedmutual.settings import read_settings
+from fedmutual.settings import read_settings, read_stored
 
 PRESETS = Path(__file__).parents[1] / "presets"
 
@@ -46,4 +46,4 @@ def settings_of_run(folder: Path) -> dict[str, Any]:
 
     if not holds_run(folder):
         raise UserError(f"{folder} holds no run to resume: name the folder that an earlier run wrote")
-    return read_settings(folder / CONFIG)
+    return read_stored(folder / CONFIG)

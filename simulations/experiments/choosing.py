@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from fedmutual.config import HELD_OUT_TO_CHOOSE
 from fedmutual.data.facts import Facts
 from fedmutual.errors import UserError
 from fedmutual.evaluation.classifier import steps_for
@@ -301,7 +302,8 @@ def _training(settings: Mapping[str, Any], facts: Facts, machine: Machine, speed
 
 def _rounds(settings: Mapping[str, Any], machine: Machine, speed: Speed) -> float:
     """Seconds of one client beside its gradient steps, in all rounds."""
-    every = settings.get("evaluate-every", 1)
+    chooses = settings.get("keep", "best") == "best" and settings["held-out"] >= HELD_OUT_TO_CHOOSE
+    every = 1 if chooses else settings.get("evaluate-every", 1)
     evaluations = settings["rounds"] // every if every else 0
     exchange = settings["rounds"] * CLIENT * machine.start
     return float(exchange + evaluations * HELD_OUT_TIMES * settings["held-out"] * speed.forward)

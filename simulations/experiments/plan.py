@@ -20,7 +20,7 @@ from fedmutual.device import pick_device
 from fedmutual.errors import UserError
 from fedmutual.methods import METHODS
 from fedmutual.run_folder import CONFIG, holds_run
-from fedmutual.settings import read_settings, write_settings
+from fedmutual.settings import read_stored, write_settings
 from simulations.experiments.arm import is_finished, run_arm
 from simulations.experiments.methods import RECIPES
 from simulations.experiments.pace import Name, Pace
@@ -171,6 +171,28 @@ def _possible(config: RunConfig, names: Sequence[str]) -> None:
         raise UserError("fedper averages all but the first and last layers, and random-features has one: leave it out")
     if num_classes(config.data) < 2:
         raise UserError("a comparison needs at least two classes")
+    _carried(config, names)
+
+
+WHOLE = ("mutual-auto", "fedper", "finetuned", "central-igd", "ridge", "copy-head")
+"""Methods that weigh, send or show networks whole."""
+
+AVERAGED = ("fedavg", "fedprox", "fedavgm", "fedadam", "fedyogi", "scaffold", "fedper", "finetuned")
+"""Methods whose networks cross the wire as they are."""
+
+
+def _carried(config: RunConfig, names: Sequence[str]) -> None:
+    """Refuse what some of the methods would not do with the networks that leave a client, so that arms compare."""
+    whole = [name for name in names if name in WHOLE and config.publishing.mode != "network"]
+    if whole:
+        raise UserError(
+            f"{whole[0]} has no networks that are published in part: leave it out of --methods, or publish = network"
+        )
+    averaged = [name for name in names if name in AVERAGED and config.federation.wire_dtype != "same"]
+    if averaged:
+        raise UserError(
+            f"{averaged[0]} rounds nothing that it sends, so that bytes would not compare: leave it or wire-dtype out"
+        )
 
 
 def _check_folder(made: Plan, base: RunConfig) -> None:
@@ -185,7 +207,7 @@ def _check_folder(made: Plan, base: RunConfig) -> None:
         except OSError as error:
             raise UserError(f"{folder} cannot be made: {error.strerror}") from None
         return
-    _same(read_settings(path), common, folder)
+    _same(read_stored(path), common, folder)
     check_arms(made)
 
 
@@ -193,7 +215,7 @@ def check_arms(made: Plan) -> None:
     """Raises `UserError` where the folder of an arm holds a run with other settings."""
     for arm, config in made.arms.items():
         if holds_run(made.place(arm)):
-            _same(read_settings(made.place(arm) / CONFIG), config.settings(), made.place(arm))
+            _same(read_stored(made.place(arm) / CONFIG), config.settings(), made.place(arm))
 
 
 def _same(before: dict[str, Any], now: dict[str, Any], folder: Path) -> None:

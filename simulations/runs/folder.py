@@ -23,7 +23,7 @@ from fedmutual.run_folder import (
     read_history,
     read_metrics,
 )
-from fedmutual.settings import read_settings
+from fedmutual.settings import read_stored
 
 CURVES = ("held_out", "loss", "mutual", "grad_norm")
 """Quantities of the history that have a value for each round and class."""
@@ -137,7 +137,7 @@ def read_run(folder: Path) -> Run:
     return Run(
         folder=folder,
         facts=facts,
-        settings=read_settings(folder / CONFIG),
+        settings=read_stored(folder / CONFIG),
         history=_in_order(read_history(folder, classes)),
         rows=read_metrics(folder, classes),
         audit=read_audit(folder, classes),

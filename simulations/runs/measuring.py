@@ -29,7 +29,7 @@ from fedmutual.run_folder import (
     read_facts,
     write_metrics,
 )
-from fedmutual.settings import read_settings
+from fedmutual.settings import read_stored
 from simulations.runs.networks import HERE, NOTHING_ELSE, run_config
 from simulations.runs.sampling import OnClass, draw_samples, write_samples
 
@@ -50,7 +50,7 @@ def change_measuring(folder: Path, changes: dict[str, Any], here: Mapping[str, A
         changes = {**changes, "extractor": str(Path(str(changes["extractor"])).expanduser().absolute())}
     config = RunConfig.of(run_config(folder, here).settings(), changes)
     run_extractor(config)
-    change_settings(folder, RunConfig.of(read_settings(folder / CONFIG), changes))
+    change_settings(folder, RunConfig.of(read_stored(folder / CONFIG), changes))
 
 
 def run_extractor(config: RunConfig, source: Source | None = None) -> Extractor | None:

@@ -30,7 +30,7 @@ from fedmutual.run_folder import (
     read_checkpoint,
     read_facts,
 )
-from fedmutual.settings import read_settings
+from fedmutual.settings import read_stored
 
 if TYPE_CHECKING:
     from fedmutual.records import Network  # Flower is not needed to read a run
@@ -55,7 +55,7 @@ def run_config(folder: Path, here: Mapping[str, Any] = NOTHING_ELSE) -> RunConfi
     other = [key for key in here if key not in HERE]
     if other:
         raise UserError(f"{other[0]} cannot change in a finished run: what may change is {', '.join(HERE)}")
-    settings = read_settings(folder / CONFIG)
+    settings = read_stored(folder / CONFIG)
     if settings.get("device") == "cuda":
         settings["device"] = "auto"
     return RunConfig.of(settings, dict(here))

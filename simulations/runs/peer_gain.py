@@ -125,7 +125,7 @@ def tables(rows: list[Row]) -> list[Table]:
 
 def _weights(rows: list[Row], classes: list[int]) -> Table:
     lines = Table("class", title="own weight, and the peer that counts most, by t / T", title_justify="left", box=None)
-    for t in TIMES:
+    for t in dict.fromkeys(row["t"] for row in rows):
         lines.add_column(f"{t:g}", justify="right")
     for y in classes:
         lines.add_row(str(y), *(_heaviest(row, sorted(classes)) for row in rows if row["class"] == y))

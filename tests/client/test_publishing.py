@@ -169,6 +169,11 @@ def test_whole_networks_outlive_the_states_that_a_comparison_drops(split, small,
             "takes part with publish = noise-split alone, not with network",
         ),
         ({"split": 0.3}, {"split": 0.5}, "publishes from split = 0.5 on, and the server asks from 0.3"),
+        (
+            {"publish": "network", "split": 0.5, "published_width": 0},
+            {"split": 0.5},
+            "publishes from split = 0.5 on, and the server asks from 0",
+        ),
     ],
 )
 def test_a_client_sends_no_more_than_its_own_settings_allow(split, asked, own, says):

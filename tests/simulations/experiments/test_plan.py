@@ -157,6 +157,8 @@ def test_an_arm_that_fails_is_named_and_the_others_are_done(tmp_path):
         ({"cbdm.tau": -3}, "cbdm", 1, "setting tau = -3"),
         ({"participation": 0.5}, "pooled,isolated", 1, "budgets would be unequal"),
         ({"held-out": 0}, "copy-head,ridge", 1, "ridge chooses its weight decay by held-out samples"),
+        ({"publish": "noise-split"}, "isolated,fedper", 1, "fedper has no networks that are published in part"),
+        ({"wire-dtype": "bfloat16"}, "isolated,fedavg", 1, "fedavg rounds nothing that it sends"),
         ({"held-out": 1}, "isolated,mutual-auto", 1, "mutual-auto weighs peers by held-out samples"),
         ({"beta-rule": "auto"}, "isolated,central-igd", 1, "central-igd knows no beta-rule = auto"),
         ({}, "mutual,isolated,mutual-scarcity", 1, "names a method twice"),
