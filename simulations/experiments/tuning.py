@@ -19,7 +19,7 @@ from fedmutual.device import dtype_of, pick_device
 from fedmutual.diffusion import make_process
 from fedmutual.errors import UserError
 from fedmutual.learning.held_out import held_out_loss
-from fedmutual.run_folder import change_facts
+from fedmutual.run_folder import change_facts, holds_run
 from simulations.experiments.methods import RECIPES, Knob, grid_of
 from simulations.experiments.plan import Plan, at_equal_steps, check_arms, run_arms
 from simulations.runs.networks import class_networks, run_config
@@ -63,6 +63,10 @@ def to_tune(made: Plan, given: Mapping[str, Any]) -> dict[str, tuple[str, list[R
     seed, chosen, waiting = min(seed for _, seed in made.arms), read_choices(made.folder), {}
     for name in (name for name, of_seed in made.arms if of_seed == seed and name not in chosen):
         if knob := knob_of(name, given):
+            if trained := [arm for arm in made.arms if arm[0] == name and holds_run(made.place(arm))]:
+                raise UserError(
+                    f"{name}, seed {trained[0][1]}, was trained without --tune: choose another folder for --out"
+                )
             waiting[name] = knob.setting, list(_variants(name, knob, made.arms[name, seed]))
     return waiting
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from fedmutual.baselines.isolated import train_alone
+from fedmutual.baselines.kernel_density import KernelDensity
 from fedmutual.baselines.memory import Memory
 from fedmutual.config import RunConfig
 from fedmutual.data import ClassData
@@ -18,6 +19,7 @@ from fedmutual.evaluation.attacks import DRAWS, loss_scores
 from fedmutual.evaluation.membership import LOW_NOISE, TIMES, Finding, told_apart
 from fedmutual.evaluation.shadows import Shadow, disjoint_parts, gradient_norms, gsa_scores, lira_scores
 from fedmutual.networks import OfClass, build
+from fedmutual.networks.split import Split
 from fedmutual.seeds import derive, generator
 
 
@@ -25,8 +27,10 @@ def refuse_unshadowed(networks: Sequence[nn.Module], shadows: int) -> None:
     """Raises `UserError` where shadows cannot be trained as the run's networks were, or are not in pairs."""
     if shadows % 2 or shadows < 2:
         raise UserError(f"--shadows {shadows}: shadows are trained in pairs, so give 2, 4 or more")
-    if any(isinstance(network, OfClass | Memory) for network in networks):
+    if any(isinstance(network, OfClass | Memory | KernelDensity) for network in networks):
         raise UserError("--shadows needs a network of its own for each class, and this run has none: leave it out")
+    if any(isinstance(network, Split) and network.private is None for network in networks):
+        raise UserError("--shadows trains whole networks, and these were sent in part: add --whole, or leave it out")
 
 
 def attack_with_shadows(
