@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from flwr.app import Message, MessageType
+from flwr.app import MessageType
 
 from fedmutual.baselines.central_igd import central_igd
 from fedmutual.baselines.isolated import train_alone
@@ -20,7 +20,7 @@ from fedmutual.networks import build
 from fedmutual.records import HELLO, NUMBERS, OPTIONAL_NUMBERS, ORDER
 from fedmutual.run_folder import read_history
 from tests.support.data import load_class
-from tests.support.federation import LocalGrid, assert_same, federate, networks
+from tests.support.federation import LocalGrid, Stopped, assert_same, federate, networks, stopping_in
 
 OVERFIT = {"keep": "best", "schedule": "constant", "learning_rate": 0.05, "rounds": 7}
 """Settings beside those of `small` under which several classes publish an earlier round."""
@@ -120,17 +120,9 @@ def test_stopping_and_resuming_equals_running_through(small, tmp_path, checkpoin
     through = small(**settings, out=str(tmp_path / "through"), store=str(tmp_path / "b"))
     expected = networks(federate(through))
 
-    class Stop(BaseException):
-        pass
-
-    def interrupt(order: Message, reply: Message) -> Message:
-        if order.metadata.message_type == MessageType.TRAIN and order.content["order"]["round"] == 5:
-            raise Stop
-        return reply
-
     config = small(**settings)
-    with pytest.raises(Stop):
-        federate(config, LocalGrid(range(10), interrupt))
+    with pytest.raises(Stopped):
+        federate(config, LocalGrid(range(10), stopping_in(5)))
     resumed = federate(config.but(resume=True), LocalGrid(range(10), seed=1))
     assert_same(networks(resumed), expected)
     lines = [(line["round"], line["class"]) for line in read_history(Path(config.federation.out))]

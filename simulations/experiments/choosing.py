@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from fedmutual.config import HELD_OUT_TO_CHOOSE
+from fedmutual.config import HELD_OUT_TO_CHOOSE, Optimiser
 from fedmutual.data.facts import Facts
 from fedmutual.errors import UserError
 from fedmutual.evaluation.classifier import steps_for
@@ -302,7 +302,7 @@ def _training(settings: Mapping[str, Any], facts: Facts, machine: Machine, speed
 
 def _rounds(settings: Mapping[str, Any], machine: Machine, speed: Speed) -> float:
     """Seconds of one client beside its gradient steps, in all rounds."""
-    chooses = settings.get("keep", "best") == "best" and settings["held-out"] >= HELD_OUT_TO_CHOOSE
+    chooses = settings.get("keep", Optimiser().keep) == "best" and settings["held-out"] >= HELD_OUT_TO_CHOOSE
     every = 1 if chooses else settings.get("evaluate-every", 1)
     evaluations = settings["rounds"] // every if every else 0
     exchange = settings["rounds"] * CLIENT * machine.start

@@ -62,6 +62,11 @@ class Recipe:
         return isinstance(self.how, App)
 
     @property
+    def averages(self) -> bool:
+        """Whether a server averages its clients' networks."""
+        return self.federated and self.how is not MUTUAL
+
+    @property
     def conditional(self) -> bool:
         """Whether it trains one network for all classes, on samples of all of them."""
         return self.how in (pooled, reweighted, cbdm, ccua, coral, shared_igd)

@@ -177,9 +177,6 @@ def _possible(config: RunConfig, names: Sequence[str]) -> None:
 WHOLE = ("mutual-auto", "fedper", "finetuned", "central-igd", "ridge", "copy-head")
 """Methods that weigh, send or show networks whole."""
 
-AVERAGED = ("fedavg", "fedprox", "fedavgm", "fedadam", "fedyogi", "scaffold", "fedper", "finetuned")
-"""Methods whose networks cross the wire as they are."""
-
 
 def _carried(config: RunConfig, names: Sequence[str]) -> None:
     """Refuse what some of the methods would not do with the networks that leave a client, so that arms compare."""
@@ -188,7 +185,7 @@ def _carried(config: RunConfig, names: Sequence[str]) -> None:
         raise UserError(
             f"{whole[0]} has no networks that are published in part: leave it out of --methods, or publish = network"
         )
-    averaged = [name for name in names if name in AVERAGED and config.federation.wire_dtype != "same"]
+    averaged = [name for name in names if RECIPES[name].averages and config.federation.wire_dtype != "same"]
     if averaged:
         raise UserError(
             f"{averaged[0]} rounds nothing that it sends, so that bytes would not compare: leave it or wire-dtype out"

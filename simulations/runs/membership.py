@@ -195,9 +195,8 @@ def _row(
 Key = tuple[str, float | None, str]
 """(attack, t, metric) of a row."""
 
-HEADLINE: Key = ("pia", PIA_TIME, "auc")
 COLUMNS: Mapping[str, Key] = {
-    "AUC: PIA": HEADLINE,
+    "AUC: PIA": ("pia", PIA_TIME, "auc"),
     "loss": ("loss", None, "auc"),
     "SimA": ("sima", SIMA_TIME, "auc"),
     "SecMI": ("secmi", SECMI_TIME, "auc"),

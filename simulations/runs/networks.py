@@ -175,10 +175,8 @@ def _whole(folder: Path, config: RunConfig, entries: Mapping[int, NetworkOfRound
 def _exact(state: "Network", config: RunConfig, device: torch.device) -> nn.Module:
     """The exact denoiser of what stands for a class whose method trains no network."""
     process = make_process(config.diffusion, device, dtype_of(config.compute))
-    kept, parametrisation = (
-        {name: tensor.to(device) for name, tensor in state.items()},
-        config.diffusion.parametrisation,
-    )
+    kept = {name: tensor.to(device) for name, tensor in state.items()}
+    parametrisation = config.diffusion.parametrisation
     if "variances" in kept:
         return KernelDensity(kept["samples"], kept["axes"], kept["variances"], process, parametrisation).eval()
     return Memory(kept["samples"], process, parametrisation).eval()

@@ -18,7 +18,7 @@ from simulations.experiments.arm import _drop_states
 from simulations.runs.membership import audit_run
 from simulations.runs.networks import class_networks, read_networks
 from simulations.runs.peer_gain import weigh_peers
-from tests.support.federation import LocalGrid, assert_same, federate, networks
+from tests.support.federation import LocalGrid, Stopped, assert_same, federate, networks, stopping_in
 
 
 @pytest.fixture
@@ -64,17 +64,9 @@ def test_a_run_that_was_stopped_and_resumed_ends_where_an_unbroken_one_does(spli
     through = split(**settings, out=str(tmp_path / "through"), store=str(tmp_path / "b"))
     federate(through)
 
-    class Stop(BaseException):
-        pass
-
-    def interrupt(order: Message, reply: Message) -> Message:
-        if order.metadata.message_type == MessageType.TRAIN and order.content["order"]["round"] == 4:
-            raise Stop
-        return reply
-
     config = split(**settings)
-    with pytest.raises(Stop):
-        federate(config, LocalGrid(range(10), interrupt))
+    with pytest.raises(Stopped):
+        federate(config, LocalGrid(range(10), stopping_in(4)))
     federate(config.but(resume=True), LocalGrid(range(10), seed=1))
     assert_same(*({y: owned(each, y, 5) for y in range(10)} for each in (config, through)))
 

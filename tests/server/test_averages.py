@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from flwr.app import Context, Message, MessageType
+from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
 from client.app import hello
@@ -26,7 +26,7 @@ from server.averaging import ITERATE, serve
 from simulations.engine.simulation import App, Simulation
 from simulations.runs.networks import class_networks, read_networks
 from tests.support.data import load_class
-from tests.support.federation import LocalGrid, assert_same
+from tests.support.federation import LocalGrid, Stopped, assert_same, stopping_in
 
 SHAPE, CLASSES = (1, 8, 8), 10
 PLAIN = {"optimizer": "sgd", "optimizer_state": "kept", "schedule": "constant", "clip": 0.0, "learning_rate": 0.05}
@@ -217,17 +217,9 @@ def test_stopping_and_resuming_equals_running_through(small, tmp_path, method):
     prepare = getattr(averages, f"prepare_{method}")
     expected, _ = run(prepare, small(rounds=5, checkpoint_every=2, out=str(tmp_path / "through")))
 
-    class Stop(BaseException):
-        pass
-
-    def interrupt(order: Message, reply: Message) -> Message:
-        if order.metadata.message_type == MessageType.TRAIN and order.content["config"]["server-round"] == 4:
-            raise Stop
-        return reply
-
     config = small(rounds=5, checkpoint_every=2)
-    with pytest.raises(Stop):
-        run(prepare, config, fault=interrupt)
+    with pytest.raises(Stopped):
+        run(prepare, config, fault=stopping_in(4))
     resumed, _ = run(prepare, config.but(resume=True), seed=1)
     networks = [{name: entry.network for name, entry in s.model.entries.items()} for s in (resumed, expected)]
     assert_same(*networks)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from flwr.app import Error, Message, MessageType
+from flwr.app import Error, Message
 
 from client.averaging import app as client
 from fedmutual.diffusion import make_process
@@ -19,7 +19,7 @@ from server.averaging import ITERATE, serve
 from server.roster import RunFailed
 from simulations.runs.networks import class_networks, read_networks
 from tests.support.data import load_class
-from tests.support.federation import LocalGrid, assert_same
+from tests.support.federation import LocalGrid, Stopped, assert_same, stopping_in
 
 SHAPE = (1, 8, 8)
 
@@ -110,17 +110,9 @@ def test_stopping_and_resuming_equals_running_through_in_any_order_of_clients(sm
     settings = {"rounds": 6, "checkpoint_every": checkpoint_every}
     expected = average(small(**settings, out=str(tmp_path / "through")))
 
-    class Stop(BaseException):
-        pass
-
-    def interrupt(order: Message, reply: Message) -> Message:
-        if order.metadata.message_type == MessageType.TRAIN and order.content["config"]["server-round"] == 5:
-            raise Stop
-        return reply
-
     config = small(**settings)
-    with pytest.raises(Stop):
-        average(config, fault=interrupt)
+    with pytest.raises(Stopped):
+        average(config, fault=stopping_in(5))
     resumed = average(config.but(resume=True), seed=1)
     for name in (SHARED, ITERATE):
         assert_same({0: resumed.model.entries[name].network}, {0: expected.model.entries[name].network})

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
-from flwr.app import Context, Error, Message, RecordDict
+from flwr.app import Context, Error, Message, MessageType, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
 from flwr.supercore.task_identity import TaskIdentity
@@ -99,6 +99,24 @@ def federate(config: RunConfig, grid: LocalGrid | None = None) -> Bank:
     strategy = prepare(config)
     serve(grid or LocalGrid(range(strategy.bank.classes)), strategy)
     return strategy.bank
+
+
+class Stopped(BaseException):
+    """What `stopping_in` raises: no error that a run may catch."""
+
+
+def stopping_in(round_: int) -> Callable[[Message, Message], Message]:
+    """A fault of a grid that stops the server at the first reply of training in a round."""
+
+    def stop(order: Message, reply: Message) -> Message:
+        if order.metadata.message_type == MessageType.TRAIN:
+            content = order.content
+            now = content["order"]["round"] if "order" in content else content["config"]["server-round"]
+            if now == round_:
+                raise Stopped
+        return reply
+
+    return stop
 
 
 def networks(bank: Bank) -> dict[int, dict[str, torch.Tensor]]:
