@@ -170,7 +170,7 @@ def compare(
     if tune and minutes is not None:
         raise UserError("--tune trains several values of each method, which --minutes does not count: leave one out")
     if tune and ray:
-        raise UserError("--tune trains on this machine alone: tune without --ray, and go on with it and the same --out")
+        raise UserError("--tune trains on this machine alone: leave --tune or --ray out")
     methods, seeds = methods or (METHODS if own else "all"), seeds if seeds is not None else SEEDS if own else 5
     choice = again(out, preset, minutes) or chosen(preset, minutes, given, cpus, gpus, (methods, seeds))
     changes = {**(choice.settings if choice else read_preset(preset)), **given}
