@@ -203,15 +203,23 @@ def record_of(views: Views) -> ArrayRecord:
 
 @contextmanager
 def pool_of_clients(pool: Callable[..., Any]) -> Iterator[None]:
-    """Flower's Ray backend makes its pool of processes by `pool` for as long as the block lasts."""
+    """Flower's Ray backend makes its pool of processes by `pool` for as long as the block lasts.
+
+    In the end it gives the pool up, and leaves Ray to whoever has started it.
+    """
     from flwr.server.superlink.fleet.vce.backend import raybackend  # which imports Ray
 
-    before = raybackend.BasicActorPool
+    def terminate(backend: raybackend.RayBackend) -> None:
+        if backend.pool:
+            backend.pool.terminate_all_actors()
+
+    before = raybackend.BasicActorPool, raybackend.RayBackend.terminate
     raybackend.BasicActorPool = pool  # type: ignore[assignment, misc]
+    raybackend.RayBackend.terminate = terminate  # type: ignore[assignment]
     try:
         yield
     finally:
-        raybackend.BasicActorPool = before  # type: ignore[misc]
+        raybackend.BasicActorPool, raybackend.RayBackend.terminate = before  # type: ignore[misc, method-assign]
 
 
 # The configuration of the command line `flwr`

@@ -1,6 +1,6 @@
 """Fixtures of all tests, and what the tests of faults tell at the end."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -9,9 +9,17 @@ from hypothesis import settings
 
 from fedmutual.config import RunConfig
 from simulations.cli.app import main
+from simulations.engine.cluster import kept_ray
 from tests.support.federation import SMALL
 
 settings.register_profile("many", max_examples=5000)  # pytest --hypothesis-profile=many
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_ray() -> Iterator[None]:
+    """Simulations in this process share one Ray, which the first of them starts."""
+    with kept_ray():
+        yield
 
 
 @pytest.fixture

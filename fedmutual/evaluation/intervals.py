@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.stats import t as student
+from scipy.special import stdtrit
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Estimate:
         count = len(known)
         if count < 2:
             return cls(float(known[0]), None, 1)
-        half = student.ppf(0.975, count - 1) * known.std(ddof=1) / np.sqrt(count)
+        half = stdtrit(count - 1, 0.975) * known.std(ddof=1) / np.sqrt(count)
         return cls(float(known.mean()), float(half), count)
 
     @classmethod

@@ -8,8 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 import torch
-from scipy.stats import norm
-from scipy.stats import t as student
+from scipy.special import ndtr, stdtrit  # scipy.stats takes a second to import, in every client
 from torch import Tensor
 
 Model = TypeVar("Model")
@@ -69,7 +68,7 @@ def choose(losses: Tensor, candidates: Sequence[float], caution: float = 1.0) ->
     excess = losses - losses.gather(-2, best.expand(*best.shape[:-1], losses.shape[-1]))
     count = excess.shape[-1]
     doubt = excess.std(-1, correction=min(1, count - 1)) / count**0.5
-    quantile = student.ppf(norm.cdf(caution), max(1, count - 1))
+    quantile = stdtrit(max(1, count - 1), ndtr(caution))
     good = excess.mean(-1) <= quantile * doubt
     first = good.to(torch.uint8).argmax(-1)
     return torch.as_tensor(candidates, dtype=losses.dtype)[first]
@@ -89,7 +88,7 @@ def surest(losses: Tensor, candidates: Sequence[float], caution: float = 1.0) ->
     mean, count = gains.mean(-1, keepdim=True), gains.shape[-1]
     below = (gains - mean).clamp(max=0).square().sum(-1)
     doubt = (2 * below / max(1, count - 1) / count).sqrt()
-    quantile = student.ppf(norm.cdf(caution), max(1, count - 1))
+    quantile = stdtrit(max(1, count - 1), ndtr(caution))
     best = (mean.squeeze(-1) - quantile * doubt).argmax(-1)
     return torch.as_tensor(candidates, dtype=losses.dtype)[best]
 

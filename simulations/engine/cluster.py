@@ -12,13 +12,14 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import ray
 
 from fedmutual.records import one_line
 from server.roster import RunFailed
+from simulations.engine.pool import Shelf
 
 SOCKET_PATH = 107 if sys.platform == "linux" else 103
 """Bytes that the path of a socket may have."""
@@ -27,16 +28,66 @@ SESSION = len("/fm-12345678/session_2026-01-01_00-00-00_000000_1234567/sockets/p
 """Bytes that Ray's longest socket path has beyond the folder for temporary files."""
 
 
+class _Kept:
+    """A Ray that outlives the simulation that started it: what ends it, what it has, and its idle processes."""
+
+    def __init__(self) -> None:
+        self.ending, self.has, self.shelf = ExitStack(), (0, 0), Shelf()
+
+    def start(self, cpus: int, gpus: int) -> None:
+        """Have a Ray with exactly so many cores and GPUs."""
+        if not ray.is_initialized() or self.has != (cpus, gpus):
+            self.ending.close()
+            self.shelf = self.ending.enter_context(_started(cpus, gpus))
+            self.has = (cpus, gpus)
+
+
+_kept: _Kept | None = None
+
+
 @contextmanager
-def own_ray(cpus: int, gpus: int) -> Iterator[None]:
-    """Ray with so many cores and GPUs, until the end of the block. A Ray that this process has started is used as is.
+def kept_ray() -> Iterator[None]:
+    """Simulations of the block share one Ray and its processes, which the first of them starts.
+
+    To start Ray, and to import PyTorch in each process, takes longer than a small arm of a comparison trains.
+    """
+    global _kept
+    if _kept is not None:
+        yield
+        return
+    _kept = _Kept()
+    try:
+        with _kept.ending:
+            yield
+    finally:
+        _kept = None
+
+
+def end_kept_ray() -> None:
+    """A process has a part in one Ray at a time: before it joins another, it ends the one that it keeps."""
+    if _kept is not None:
+        _kept.ending.close()
+
+
+@contextmanager
+def own_ray(cpus: int, gpus: int) -> Iterator[Shelf]:
+    """Ray with so many cores and GPUs, until the end of the block, or of the `kept_ray` around it.
+
+    Yields where processes are put that may be taken again.
 
     Raises:
         RunFailed: Ray does not start; its logs are kept then.
     """
-    if ray.is_initialized():
-        yield
-        return
+    if _kept is None:
+        with _started(cpus, gpus) as shelf:
+            yield shelf
+    else:
+        _kept.start(cpus, gpus)
+        yield _kept.shelf
+
+
+@contextmanager
+def _started(cpus: int, gpus: int) -> Iterator[Shelf]:
     folder = new_folder()
     try:
         with _environment(_for_workers()), contextlib.chdir(folder):  # its processes add the folder to their paths
@@ -55,7 +106,7 @@ def own_ray(cpus: int, gpus: int) -> Iterator[None]:
             f"Ray does not start: {innermost(error)}: its logs are in {folder}/session_latest/logs"
         ) from error
     try:
-        yield
+        yield Shelf()
     finally:
         ray.shutdown()
         shutil.rmtree(folder, ignore_errors=True)

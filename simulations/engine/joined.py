@@ -25,7 +25,8 @@ import server
 import simulations
 from fedmutual.errors import UserError
 from fedmutual.run_folder import versions
-from simulations.engine.cluster import innermost
+from simulations.engine.cluster import end_kept_ray, innermost
+from simulations.engine.pool import Shelf
 
 PACKAGES = (fedmutual, client, server, simulations)
 
@@ -86,14 +87,17 @@ class Cluster:
         return sum(node.gpus for node in self.nodes)
 
     @contextmanager
-    def joined(self) -> Iterator[None]:
+    def joined(self) -> Iterator[Shelf]:
         """This process has a part in the cluster until the end of the block; what it started there ends then.
+
+        Yields where processes are put that may be taken again.
 
         Raises:
             UserError: it cannot be joined.
         """
         shipped = [str(Path(package.__path__[0])) for package in PACKAGES]
         variables = {"OMP_NUM_THREADS": "1", "FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1"}
+        end_kept_ray()
         with tempfile.TemporaryDirectory() as neutral:
             try:
                 with contextlib.chdir(neutral):  # its processes add the folder to their paths
@@ -110,7 +114,7 @@ class Cluster:
                     "(ray start --address=HOST:PORT), with the Python that this command has"
                 ) from error
             try:
-                yield
+                yield Shelf()
             finally:
                 ray.shutdown()
 

@@ -23,17 +23,37 @@ PATIENCE = 300.0
 Resources = Mapping[str, Any]
 
 
+class Shelf:
+    """Processes that no simulation uses; the next one with the same resources takes them. They end with Ray."""
+
+    def __init__(self) -> None:
+        self._processes: dict[tuple[Any, ...], list[Any]] = {}
+
+    def of(self, resources: Resources) -> list[Any]:
+        """Those that have these resources; the list is the shelf's own."""
+        return self._processes.setdefault(tuple(sorted(resources.items())), [])
+
+
 class ClientProcesses:
     """Processes by the interface that Flower's Ray backend has for its pool; each is a Ray actor.
 
-    most: how many there are at most; fewer where the cluster has no room for so many.
+    most: how many there are at most; fewer where the cluster has no room for so many. shelf: where processes come from,
+    as far as there are any, and where they are put in the end.
 
     Raises:
         ValueError: no node has what one process needs.
     """
 
-    def __init__(self, most: int, actor_type: Any, client_resources: dict[str, Any], actor_kwargs: dict[str, Any]):
+    def __init__(
+        self,
+        most: int,
+        shelf: Shelf,
+        actor_type: Any,
+        client_resources: dict[str, Any],
+        actor_kwargs: dict[str, Any],
+    ):
         self.start = lambda: actor_type.options(**client_resources).remote(**actor_kwargs)
+        self._shelf = shelf.of(client_resources)
         self.num_actors = 0
         self.actors_capacity = min(most, room(ray.nodes(), client_resources))
         if not self.actors_capacity:
@@ -45,9 +65,9 @@ class ClientProcesses:
         self._lock, self._last_alive = threading.Lock(), time.monotonic()
 
     def add_actors_to_pool(self, num_actors: int) -> None:
-        """Start processes; each takes orders from when it lives."""
+        """Take or start processes; each takes orders from when it lives."""
         for _ in range(num_actors):
-            self._start_one()
+            self._await(self._shelf.pop() if self._shelf else self.start())
         self.num_actors += num_actors
 
     def is_actor_available(self) -> bool:
@@ -84,9 +104,9 @@ class ClientProcesses:
             self._idle.put(process)
 
     def terminate_all_actors(self) -> None:
-        """End all processes."""
+        """Put idle processes on the shelf, and end those that are at work or have not started."""
         while not self._idle.empty():
-            ray.kill(self._idle.get())
+            self._shelf.append(self._idle.get())
         for process in (*self._busy.values(), *self._starting.values()):
             ray.kill(process)
 
@@ -119,10 +139,10 @@ class ClientProcesses:
     def _replace(self, process: Any) -> None:
         """Another process in place of a dead one, on any node that has room, also later."""
         ray.kill(process)
-        self._start_one()
+        self._await(self.start())
 
-    def _start_one(self) -> None:
-        process = self.start()
+    def _await(self, process: Any) -> None:
+        """It takes orders once it gives a sign of life."""
         with self._lock:
             self._starting[process.__ray_ready__.remote()] = process
 

@@ -4,8 +4,9 @@ import logging
 import math
 import os
 import sys
+import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
 from functools import partial
 from pathlib import Path
@@ -37,7 +38,7 @@ from fedmutual.errors import UserError
 from fedmutual.learning.igd import NO_STEPS
 from fedmutual.run_folder import read_history, run_folder
 from server.app import prepare, serve
-from server.flower import pool_of_clients
+from server.flower import GridOver, pool_of_clients
 from server.journal import Journal
 from server.orders import OnRound, Run
 from server.roster import RunFailed
@@ -145,31 +146,52 @@ class Simulation(Generic[P]):
         return journal.folder
 
     def _start_flower(self, on_round: OnRound, on_phase: OnPhase) -> None:
-        server = ServerApp()
+        server, over = ServerApp(), threading.Event()
         on_phase("starting Ray")
 
         @server.main()
         def main(grid: Grid, context: Context) -> None:
             on_phase("training", self.config.rounds, "rounds", self.journal.round)
-            self.app.serve(grid, self.prepared, on_round)
+            self.app.serve(_Ending(grid, over), self.prepared, on_round)
 
         # A GPU takes whole clients: as many as make `at_once` of them over all GPUs.
         share = 1 / math.ceil(self.at_once / self.gpus) if self.gpus else 0
         # Ray prints what it has to say of a killed process, and standard output is for a command's answer.
         ray = self.cluster.joined() if self.cluster else own_ray(self.at_once, self.gpus)
-        with redirect_stdout(sys.stderr), _quiet_flower(), ray, pool_of_clients(partial(ClientProcesses, self.at_once)):
+        with redirect_stdout(sys.stderr), _quiet_flower(), ray as shelf:
             lend_records()
             try:
-                run_simulation(
-                    server,
-                    self.app.client,
-                    num_supernodes=self.classes,
-                    backend_config={"client_resources": {"num_cpus": CLIENT_CPUS, "num_gpus": share, **RAY_OPTIONS}},
-                )
+                with pool_of_clients(partial(ClientProcesses, self.at_once, shelf)):
+                    run_simulation(
+                        server,
+                        self.app.client,
+                        num_supernodes=self.classes,
+                        backend_config={
+                            "client_resources": {"num_cpus": CLIENT_CPUS, "num_gpus": share, **RAY_OPTIONS}
+                        },
+                    )
             except RuntimeError as error:
                 if error.__cause__ is None or isinstance(error, RunFailed):
                     raise
                 raise RunFailed(f"Flower's simulation failed: {innermost(error)}") from error
+            finally:
+                over.set()
+
+
+class _Ending(GridOver):
+    """A grid that ends the server's thread once the simulation is `over`.
+
+    Where Flower fails, it leaves that thread to greet clients for minutes, of which there are none.
+    """
+
+    def __init__(self, grid: Grid, over: threading.Event):
+        super().__init__(grid)
+        self.over = over
+
+    def get_node_ids(self) -> Iterable[int]:
+        if self.over.is_set():
+            raise SystemExit  # which ends a thread without a word
+        return super().get_node_ids()
 
 
 def clients_at_once(classes: int, cpus: int = 0) -> int:

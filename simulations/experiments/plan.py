@@ -21,6 +21,7 @@ from fedmutual.errors import UserError
 from fedmutual.methods import METHODS
 from fedmutual.run_folder import CONFIG, holds_run
 from fedmutual.settings import read_stored, write_settings
+from simulations.engine.cluster import kept_ray
 from simulations.experiments.arm import is_finished, run_arm
 from simulations.experiments.methods import RECIPES
 from simulations.experiments.pace import Name, Pace
@@ -294,15 +295,16 @@ def _run_here(made: Plan, arms: Sequence[Name], at_once: int, cores: int) -> Don
 def _run_federated(made: Plan, arms: Sequence[Name], on: tuple[int, int, str], tell: Callable[[str], None]) -> Done:
     """`on`: cores, GPUs and Ray cluster, as `run_arm` has them."""
     cpus, gpus, ray = on
-    for arm in arms:
-        method, seed = arm
-        config = made.arms[arm]
+    with kept_ray():
+        for arm in arms:
+            method, seed = arm
+            config = made.arms[arm]
 
-        def on_round(round_: int, words: str = f"{method}, seed {seed}: round {{}} of {config.rounds}") -> None:
-            tell(words.format(round_))
+            def on_round(round_: int, words: str = f"{method}, seed {seed}: round {{}} of {config.rounds}") -> None:
+                tell(words.format(round_))
 
-        on_round(0)
-        yield arm, *_timed(method, config, made.place(arm), cpus, gpus, on_round, ray)
+            on_round(0)
+            yield arm, *_timed(method, config, made.place(arm), cpus, gpus, on_round, ray)
 
 
 def _timed(method: str, config: RunConfig, folder: Path, *more: Any) -> tuple[float, str]:

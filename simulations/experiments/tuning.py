@@ -8,6 +8,7 @@ part. What was chosen is in `tuning.json`, and a value that is trained is not tr
 import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -20,6 +21,7 @@ from fedmutual.diffusion import make_process
 from fedmutual.errors import UserError
 from fedmutual.learning.held_out import held_out_loss
 from fedmutual.run_folder import change_facts, holds_run
+from simulations.engine.cluster import kept_ray
 from simulations.experiments.methods import RECIPES, Knob, grid_of
 from simulations.experiments.plan import Plan, at_equal_steps, check_arms, run_arms
 from simulations.runs.networks import class_networks, run_config
@@ -85,23 +87,44 @@ def tune(
         UserError: there are no held-out samples to choose by, or a folder holds other runs than these.
         ArmsFailed: a value could not be trained.
     """
-    choices, done = read_choices(made.folder), 0
-    for name, (setting, configs) in to_tune(made, given).items():
-        if not configs[0].data.held_out:
-            raise UserError("--tune chooses by held-out samples: set held-out above 0")
-        losses = []
-        for index, config in enumerate(configs):
-            plan = replace(made, folder=made.folder / "tuning" / str(index), arms={(name, config.seed): config})
-            check_arms(plan)
-            run_arms(plan, cpus, gpus)
-            losses.append(run_held_out_loss(plan.places[0]))
-            done += 1
-            on_value(done)
+    choices, waiting, done = read_choices(made.folder), to_tune(made, given), 0
+    if waiting and not next(iter(waiting.values()))[1][0].data.held_out:
+        raise UserError("--tune chooses by held-out samples: set held-out above 0")
+    trained = _plans(made, waiting)
+    for plan in trained:
+        check_arms(plan)
+    with kept_ray():
+        for plan in trained:
+            run_arms(plan, cpus, gpus, partial(_count, on_value, done))
+            done += len(plan.arms)
+    for name, (setting, configs) in waiting.items():
+        losses = [run_held_out_loss(plan.place(arm)) for plan in trained for arm in plan.arms if arm[0] == name]
         grid = [config.settings()[setting] for config in configs]
         chosen = grid[losses.index(min(losses))]
         choices[name] = {"setting": setting, "grid": grid, "losses": losses, "chosen": chosen}
         write_atomic(made.folder / CHOICES, json.dumps(choices, indent=1).encode())
     return choices
+
+
+def _count(on_value: OnValue, before: int, arms: int, words: str) -> None:
+    on_value(before + arms)
+
+
+def _plans(made: Plan, waiting: Mapping[str, tuple[str, list[RunConfig]]]) -> list[Plan]:
+    """A comparison of all methods for the first values of their grids, one for the second, and so on."""
+    size = max((len(configs) for _, configs in waiting.values()), default=0)
+    return [
+        replace(
+            made,
+            folder=made.folder / "tuning" / str(index),
+            arms={
+                (name, configs[index].seed): configs[index]
+                for name, (_, configs) in waiting.items()
+                if index < len(configs)
+            },
+        )
+        for index in range(size)
+    ]
 
 
 def record_choices(made: Plan, choices: Choices) -> None:

@@ -237,10 +237,14 @@ def test_a_pool_of_our_own_has_what_flowers_backend_asks_of_it():
     asked = set(re.findall(r"self\.pool\.(\w+)", source))
     assert asked <= set(dir(ClientProcesses)) | {"num_actors", "actors_capacity"}
     theirs, ours = (inspect.signature(pool).parameters for pool in (raybackend.BasicActorPool, ClientProcesses))
-    assert [*ours][1:] == [*theirs]
+    assert [*ours][2:] == [*theirs]
+    terminate = raybackend.RayBackend.terminate
+    assert "ray.shutdown()" in inspect.getsource(terminate)  # which is not Flower's to do here
     with pool_of_clients(ClientProcesses):
         assert raybackend.BasicActorPool is ClientProcesses
+        assert raybackend.RayBackend.terminate is not terminate
     assert raybackend.BasicActorPool is not ClientProcesses
+    assert raybackend.RayBackend.terminate is terminate
 
 
 def test_apps_are_made_and_called_as_ever():

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -81,9 +82,15 @@ def test_a_ray_that_does_not_start_is_one_line_with_its_cause(monkeypatch):
     assert (dict(os.environ), os.getcwd()) == before
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_what_flower_fails_of_is_told_by_its_innermost_cause(small, monkeypatch):
     """Clients that need more cores than Ray has: Flower says "An error was encountered", and its cause says why."""
     simulation = Simulation(small(store=""), cpus=1)
     monkeypatch.setattr("simulations.engine.simulation.CLIENT_CPUS", 2)
+    before = set(threading.enumerate())
     with pytest.raises(RunFailed, match="Flower's simulation failed: no node has the 2 cores"):
         simulation.run()
+    for thread in set(threading.enumerate()) - before:  # that of the server would greet for minutes
+        if not thread.daemon:
+            thread.join(10)
+            assert not thread.is_alive()

@@ -1,6 +1,6 @@
 import pytest
 
-from simulations.engine.pool import ClientProcesses, room
+from simulations.engine.pool import ClientProcesses, Shelf, room
 
 
 def node(alive=True, **resources):
@@ -24,4 +24,4 @@ def test_a_process_has_to_fit_on_one_node_that_lives(nodes, resources, fits):
 def test_processes_for_which_no_node_has_room_are_refused(monkeypatch):
     monkeypatch.setattr("simulations.engine.pool.ray.nodes", lambda: [node(CPU=1.0)])
     with pytest.raises(ValueError, match="no node has the 2 cores and 0 of a GPU that a client needs"):
-        ClientProcesses(1, None, {"num_cpus": 2}, {})
+        ClientProcesses(1, Shelf(), None, {"num_cpus": 2}, {})

@@ -12,12 +12,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import ray
 import torch
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
 from client.app import hello, train
 from fedmutual.run_folder import read_history
+from simulations.engine.cluster import end_kept_ray
 from simulations.engine.simulation import MUTUAL, Simulation
 from simulations.runs.networks import read_networks
 from tests.support.federation import SMALL, assert_same, federate, networks
@@ -197,21 +199,28 @@ def test_help_tells_what_the_arguments_are():
     assert fedmutual().returncode == 2
 
 
-def test_clients_have_one_thread_for_their_core_whatever_this_machine_sets(small, tmp_path, monkeypatch):
+def test_clients_have_one_thread_and_a_process_that_the_next_simulation_takes_on(small, tmp_path, monkeypatch):
+    """One thread for their core, whatever this machine sets; and one start of Ray for all simulations of a block."""
+    end_kept_ray()
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
-    threads = tmp_path / "threads"
-    client = ClientApp()
+    seen, client = tmp_path / "seen", ClientApp()
 
     @client.query()
     def greet(message: Message, context: Context) -> Message:
-        threads.write_text(str(torch.get_num_threads()))
+        seen.write_text(f"{os.getpid()} {torch.get_num_threads()}")
         raise RuntimeError("seen")
 
-    config = small()
-    with pytest.raises(RuntimeError, match=r"0 of 10 clients joined: .*seen"):
-        Simulation(config, cpus=1, app=MUTUAL._replace(client=client)).run()
-    assert threads.read_text() == "1"
+    def process_and_threads(place):
+        with pytest.raises(RuntimeError, match=r"0 of 10 clients joined: .*seen"):
+            Simulation(small(out=str(tmp_path / place)), cpus=1, app=MUTUAL._replace(client=client)).run()
+        return seen.read_text().split()
+
+    process, threads = process_and_threads("one")
+    assert threads == "1"
     assert os.environ["OMP_NUM_THREADS"] == "3"
+    assert process_and_threads("two") == [process, "1"]
+    end_kept_ray()
+    assert not ray.is_initialized()
 
 
 def test_a_client_process_that_dies_costs_a_simulation_nothing(small, tmp_path):

@@ -39,7 +39,8 @@ def test_what_is_chosen_has_the_smallest_held_out_loss_and_is_chosen_once(tmp_pa
     made = plan({**SETTINGS, "seed": 3, "cbdm.tau": 2.0}, "pooled,cbdm,memory", 2, folder)
     done = []
     choices = tune(made, {"cbdm.tau": 2.0}, on_value=done.append)
-    assert (list(choices), done) == (["pooled"], [1, 2, 3])  # a person has set cbdm's, and memory has nothing
+    assert list(choices) == ["pooled"]  # a person has set cbdm's, and memory has nothing
+    assert (sorted(done), done[-1]) == (done, 3)
     runs = [folder / "tuning" / str(index) / "pooled" / "seed-3" for index in range(3)]
     rates = [read_settings(run / "config.toml")["learning-rate"] for run in runs]
     losses = [run_held_out_loss(run) for run in runs]
