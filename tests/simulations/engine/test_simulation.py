@@ -52,7 +52,7 @@ def strike(how, folder, lines, *arguments):
     return process.returncode, stderr
 
 
-def test_an_interrupted_and_killed_simulation_ends_bit_identical_on_other_actors(small, tmp_path):
+def test_an_interrupted_and_killed_simulation_ends_bit_identical_on_other_actors(small, tmp_path, command_line):
     settings = {**SMALL, "rounds": 12, "samples": 40}
     folder = tmp_path / "ray"
     start = ["digits", "--cpus", "2", "--out", folder, *assignments(settings)]
@@ -62,22 +62,22 @@ def test_an_interrupted_and_killed_simulation_ends_bit_identical_on_other_actors
     code, _ = strike(signal.SIGKILL, folder, 45, "--resume", folder)
     assert code == -signal.SIGKILL
 
-    done = fedmutual("simulate", "--resume", folder, "--cpus", "1")
-    assert done.returncode == 0, done.stderr
+    code, out, err = command_line("simulate", "--resume", folder, "--cpus", "1")
+    assert code == 0, err
     in_one_process = federate(small(rounds=12))
     assert_same(dict(sorted(read_networks(folder)[1].items())), networks(in_one_process))
     history = read_history(folder)
     assert [(line["round"], line["class"]) for line in history] == [(r, y) for r in range(1, 13) for y in range(10)]
     assert {line["status"] for line in history} == {"ok"}
     _check_run_folder(folder)
-    assert re.search(r"^worst\s", done.stdout, re.MULTILINE)
-    assert str(folder / "report.html") in done.stdout
+    assert re.search(r"^worst\s", out, re.MULTILINE)
+    assert str(folder / "report.html") in out
 
-    again = fedmutual("evaluate", folder, "--round", "best", "--json")
-    rows = json.loads(again.stdout)["rows"]
+    _, out, _ = command_line("evaluate", folder, "--round", "best", "--json")
+    rows = json.loads(out)["rows"]
     assert {row["class"] for row in rows} == {"worst", "mean", "rarest", "largest", *range(10)}
-    drawn = fedmutual("sample", folder, "--out", tmp_path / "drawn", "-n", "9")
-    assert drawn.returncode == 0, drawn.stderr
+    code, _, err = command_line("sample", folder, "--out", tmp_path / "drawn", "-n", "9")
+    assert code == 0, err
     with np.load(tmp_path / "drawn" / "samples.npz") as samples:
         assert {name: array.shape for name, array in samples.items()} == {
             f"generated_{y}": (9, 1, 8, 8) for y in range(10)
@@ -177,10 +177,10 @@ def test_a_fresh_process_says_no_more_than_its_error_either(tmp_path, arguments)
     assert result.stderr.startswith("error: ")
 
 
-def test_lists_are_for_people_and_for_scripts():
+def test_lists_are_for_people_and_for_scripts(command_line):
     for command, key in (("presets", "preset"), ("settings", "setting")):
-        rows = json.loads(fedmutual(command, "--json").stdout)["rows"]
-        shown = fedmutual(command).stdout
+        rows = json.loads(command_line(command, "--json")[1])["rows"]
+        shown = command_line(command)[1]
         assert all(row[key] in shown for row in rows)
         assert all(row["about"] for row in rows)
 
@@ -194,9 +194,9 @@ def test_a_reader_that_has_seen_enough_is_no_error():
     assert done.stderr == ""
 
 
-def test_help_tells_what_the_arguments_are():
-    assert "PRESET is the name of a preset" in " ".join(fedmutual("simulate", "--help").stdout.split())
-    assert fedmutual().returncode == 2
+def test_help_tells_what_the_arguments_are(command_line):
+    assert "PRESET is the name of a preset" in " ".join(command_line("simulate", "--help")[1].split())
+    assert command_line()[0] == 2
 
 
 def test_clients_have_one_thread_and_a_process_that_the_next_simulation_takes_on(small, tmp_path, monkeypatch):

@@ -21,7 +21,7 @@ from simulations.experiments.plan import plan
 from simulations.runs.measuring import evaluate
 from simulations.runs.membership import audit_run
 from simulations.runs.networks import class_networks, read_networks
-from tests.simulations.engine.test_simulation import COMMAND, assignments, fedmutual
+from tests.simulations.engine.test_simulation import COMMAND, assignments
 from tests.support.federation import SMALL, assert_same, federate, networks
 
 HERE = [name for name, recipe in RECIPES.items() if not recipe.federated]
@@ -92,7 +92,7 @@ def arm_of(folder, method):
     return folder / method / "seed-0"
 
 
-def test_a_killed_comparison_goes_on_and_its_isolated_arm_is_the_simulation_with_beta_0(small, tmp_path):
+def test_a_killed_comparison_goes_on_and_its_isolated_arm_is_the_simulation_with_beta_0(small, tmp_path, command_line):
     folder = tmp_path / "cmp"
     settings = {**SMALL, "rounds": 12, "samples": 12}
     command = ["compare", "digits", "--methods", "copy-head,isolated", "--seeds", "1", "--cpus", "2"]
@@ -106,10 +106,10 @@ def test_a_killed_comparison_goes_on_and_its_isolated_arm_is_the_simulation_with
     finished = arm_of(folder, "copy-head") / "metrics.csv"
     written = finished.stat().st_mtime_ns
 
-    done = fedmutual(*command, "--json")
-    assert done.returncode == 0, done.stderr
+    code, out, err = command_line(*command, "--json")
+    assert code == 0, err
     assert finished.stat().st_mtime_ns == written
-    rows = {row["method"]: row for row in json.loads(done.stdout)["rows"]}
+    rows = {row["method"]: row for row in json.loads(out)["rows"]}
     assert list(rows) == ["isolated", "copy-head"]
     assert rows["copy-head"]["bytes"] == 0 < rows["isolated"]["bytes"]
     assert all(0 <= row["leakage"] <= 1 for row in rows.values())
@@ -120,21 +120,22 @@ def test_a_killed_comparison_goes_on_and_its_isolated_arm_is_the_simulation_with
     assert not (arm_of(folder, "isolated") / "clients").exists()
     assert (folder / "report.html").stat().st_size > 10_000
 
-    again = fedmutual(*command)  # nothing is left to do
-    assert again.returncode == 0, again.stderr
-    assert "fd isolated" in again.stdout
-    more = fedmutual(*command[:5], *command[5:], "-s", "batch=9")
-    assert more.returncode == 2
-    assert "holds another comparison's runs (batch = 8, not 9)" in more.stderr
+    code, out, err = command_line(*command)  # nothing is left to do
+    assert code == 0, err
+    assert "fd isolated" in out
+    code, _, err = command_line(*command, "-s", "batch=9")
+    assert code == 2
+    assert "holds another comparison's runs (batch = 8, not 9)" in err
 
 
-def test_an_arm_that_fails_is_named_and_the_others_are_done(tmp_path):
+def test_an_arm_that_fails_is_named_and_the_others_are_done(tmp_path, command_line):
     folder = tmp_path / "cmp"
     changes = ["-s", "pooled.learning-rate=1e30", *assignments(SMALL)]
-    done = fedmutual("compare", "digits", "--methods", "pooled,copy-head", "--seeds", "1", "--out", folder, *changes)
-    assert done.returncode == 1
-    assert "error: 1 of 2 arms failed" in done.stderr.splitlines()[-1]
-    assert "pooled, seed 0: all classes, round 1, local step" in done.stderr.splitlines()[-1]
+    command = ["compare", "digits", "--methods", "pooled,copy-head", "--seeds", "1", "--out", folder, *changes]
+    code, _, err = command_line(*command)
+    assert code == 1
+    assert "error: 1 of 2 arms failed" in err.splitlines()[-1]
+    assert "pooled, seed 0: all classes, round 1, local step" in err.splitlines()[-1]
     assert is_finished(arm_of(folder, "copy-head"), config_of(samples=0))
     assert not (folder / "report.html").exists()
 

@@ -60,7 +60,7 @@ def wait_for(what, process: subprocess.Popen, seconds: float = 120) -> None:
 def test_it_draws_what_there_is_until_the_training_is_over(start, tmp_path):
     folder = tmp_path / "run"
     page = folder / "report.html"
-    trained = simulated(start, folder, rounds=60)
+    trained = simulated(start, folder, rounds=30)
     watched = start("watch", folder, "--every", "0.5")
     wait_for(page.exists, watched)
     first = page.read_text(encoding="utf-8")
@@ -68,7 +68,7 @@ def test_it_draws_what_there_is_until_the_training_is_over(start, tmp_path):
     assert "This page loads itself again" in first
     said, complained = watched.communicate(timeout=300)
     assert watched.returncode == 0, complained
-    assert said.splitlines() == [f"page: {page}", f"{folder} is done after 60 of 60 rounds"]
+    assert said.splitlines() == [f"page: {page}", f"{folder} is done after 30 of 30 rounds"]
     _, log = trained.communicate(timeout=300)
     assert trained.returncode == 0, log
     last = page.read_text(encoding="utf-8")
