@@ -37,7 +37,8 @@ from fedmutual.data import num_classes, sample_shape
 from fedmutual.device import pick_device
 from fedmutual.errors import UserError
 from fedmutual.networks import build
-from fedmutual.run_folder import KEPT_CHECKPOINTS, run_folder
+from fedmutual.run_folder import run_folder
+from fedmutual.saved_networks import KEPT_CHECKPOINTS
 from server.flower import CLOCK_AHEAD, CLOCK_BEHIND, ENVIRONMENT, Connection, read_connection
 from simulations.deployment.loopback import executable
 

@@ -14,7 +14,8 @@ import server.resending
 from fedmutual.checkpoint import Unwritable
 from fedmutual.errors import UserError
 from fedmutual.learning.peers import draw_peers
-from fedmutual.run_folder import checkpoint_path, read_history
+from fedmutual.run_folder import read_history
+from fedmutual.saved_networks import checkpoint_path
 from server.app import prepare, serve
 from server.flower import CLIENT_DIED, SIMULATED_CLIENT_DIED
 from server.roster import RunFailed
