@@ -103,7 +103,7 @@ def _arms_across(arms: Comparison, metric: str) -> Table:
     """The worst class, the mean, then a row for each class; of many classes quantiles, the rarest and the largest."""
     names = [_short_names([arms.classes[y] for y in arm.worst_classes(metric)]) for arm in arms.arms]
     rows: list[list[Any]] = []
-    shown: list[Of] = ["worst", *QUANTILES, "mean", *arms.ends] if arms.many else ["worst", "mean", *arms.each_class]
+    shown: list[Of] = ["worst", "mean", *QUANTILES, *arms.ends] if arms.many else ["worst", "mean", *arms.each_class]
     for of in shown:
         behind = ["", ""] if isinstance(of, str) else [whole(arms.counts.get(of)), whole(arms.real.get(of))]
         rows.append([arms.title(of), *behind, *_compared(arms, metric, of, names)])
