@@ -226,8 +226,10 @@ def _states(config: RunConfig) -> int:
 
 
 def _checkpoints(config: RunConfig) -> int:
-    """Bytes of the server's checkpoints: the newest, the best, and the one that is being written."""
-    return _network_bytes(config) * num_classes(config.data) * (KEPT_CHECKPOINTS + 2)
+    """Bytes of the server's checkpoints: the newest, the best, and the one that is being written; where only some
+    classes take part in a round none is best, and the newest may lie in files of which half is needed."""
+    copies = KEPT_CHECKPOINTS + 2 if config.federation.participation == 1 else 2 * KEPT_CHECKPOINTS + 1
+    return _network_bytes(config) * num_classes(config.data) * copies
 
 
 def _size(count: int) -> str:
