@@ -21,8 +21,8 @@ from torch import nn
 from client.loaded_peers import LoadedPeers
 from client.store import Busy, LostState, Numbers, StaleRound, Store
 from fedmutual.checkpoint import Unwritable
-from fedmutual.config import RunConfig
-from fedmutual.data import ClassData, num_classes, open_source
+from fedmutual.config import Data, RunConfig
+from fedmutual.data import ClassData, Source, num_classes, open_source
 from fedmutual.data.fingerprint import FILE, Fingerprint, fingerprint, refuse_changed, write_fingerprints
 from fedmutual.device import dtype_of, pick_device
 from fedmutual.diffusion import make_process
@@ -46,6 +46,9 @@ from fedmutual.records import (
 )
 
 NODE_SETTINGS = ("data", "data-path", "store", "device")
+
+HELD = 16
+"""Classes whose samples a process holds for the rounds that it serves."""
 
 app = ClientApp()
 
@@ -176,7 +179,7 @@ def store_root(config: RunConfig) -> Path:
     )
 
 
-@lru_cache(maxsize=16)
+@lru_cache(maxsize=HELD)
 def own_data(config: RunConfig, y: int, device: torch.device) -> ClassData:
     """This client's samples on the device, in the run's dtype; kept for the rounds that this process serves.
 
@@ -188,7 +191,7 @@ def own_data(config: RunConfig, y: int, device: torch.device) -> ClassData:
     if y >= num_classes(config.data):
         raise UserError(f"partition-id = {y}, and the classes are 0..{num_classes(config.data) - 1}")
     try:
-        data = open_source(config.data, config.seed).load(y)
+        data = opened_source(config.data, config.seed).load(y)
     except UserError as error:
         log(ERROR, "this client's data cannot be used: %s", error)
         raise UserError("this client's data cannot be used: its own log says why") from None
@@ -196,7 +199,18 @@ def own_data(config: RunConfig, y: int, device: torch.device) -> ClassData:
     return ClassData(data.train.to(device, dtype), data.held_out.to(device, dtype))
 
 
-@lru_cache(maxsize=16)
+@lru_cache(maxsize=1)
+def opened_source(data: Data, seed: int) -> Source:
+    """The data, opened once in a process, which in a simulation serves many clients.
+
+    Where it serves more of them than it holds the samples of, it keeps what it reads, as they are stored: an archive
+    would stream by as a whole for each.
+    """
+    source = open_source(data, seed)
+    return open_source(data, seed, keep=True) if len(source.names) > HELD else source
+
+
+@lru_cache(maxsize=HELD)
 def own_fingerprint(config: RunConfig, y: int, device: torch.device) -> Fingerprint:
     """Of what this client trains on; stays on its machine."""
     return fingerprint(own_data(config, y, device).train)

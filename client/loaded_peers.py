@@ -22,7 +22,8 @@ Key = tuple[str, RunConfig, torch.device]
 class LoadedPeers:
     """The networks of the last order, by a digest of their bytes, so that one that changed is never taken for another.
 
-    Only the networks of one order are held: no more memory than that order needs.
+    Only the networks of one order are held: no more memory than that order needs. Those that it does not need are
+    filled anew with its networks, since to make one takes longer than to fill it.
     """
 
     def __init__(self) -> None:
@@ -31,7 +32,8 @@ class LoadedPeers:
     def load(
         self, records: Sequence[ArrayRecord], own: nn.Module, initial: Network, limit: float, config: RunConfig
     ) -> list[nn.Module]:
-        """The networks in `records`, checked against `initial` and `limit`, frozen on the device of `own`.
+        """The networks in `records`, checked against `initial` and `limit`, frozen on the device of `own`, until the
+        next call.
 
         Raises:
             Rejected: one fails a check of `unpack_network`. The values of those held are checked too, for the
@@ -40,14 +42,16 @@ class LoadedPeers:
         device = next(own.parameters()).device
         rounded = rounded_names(own, config.federation.wire_dtype)
         keys = [(_digest(record), config, device) for record in records]
+        spare = [network for key, network in self.networks.items() if key not in keys and key[1:] == (config, device)]
         self.networks = {key: network for key, network in self.networks.items() if key in keys}
         for key, record in zip(keys, records, strict=True):
             if key in self.networks:
                 check_values(self.networks[key].state_dict(), limit)
                 continue
-            network = copy.deepcopy(sent_part(own))
-            network.load_state_dict(unpack_network(record, initial, limit, rounded))
-            self.networks[key] = freeze(network, config.compute.autocast)
+            checked = unpack_network(record, initial, limit, rounded)
+            network = spare.pop() if spare else freeze(copy.deepcopy(sent_part(own)), config.compute.autocast)
+            network.load_state_dict(checked)  # which rounds to the type that the network runs in
+            self.networks[key] = network
         return [self.networks[key] for key in keys]
 
 

@@ -7,14 +7,16 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
+
+T = TypeVar("T")
 
 
 class CheckpointError(RuntimeError):
@@ -131,11 +133,30 @@ def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     return tensors, json.loads(header["meta"])
 
 
+def read_meta(path: Path) -> dict[str, Any]:
+    """The meta that `save` wrote, without a look at the tensors: whether they are whole is not known.
+
+    Raises:
+        CheckpointError: no such file, or one that is cut short.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            meta: dict[str, Any] = json.loads((file.metadata() or {})["meta"])
+    except (SafetensorError, OSError, KeyError, ValueError) as error:
+        raise CheckpointError(f"{path} is damaged: {error}") from None
+    return meta
+
+
 def load_newest(paths: list[Path]) -> tuple[Path, dict[str, Tensor], dict[str, Any]] | None:
-    """The last of `paths`, oldest first, that is whole; None when none is. The log names those that are not."""
+    """The last of `paths`, oldest first, that is whole; None when none is."""
+    return newest_whole(paths, lambda path: (path, *load(path)))
+
+
+def newest_whole(paths: list[Path], read: Callable[[Path], T]) -> T | None:
+    """What `read` makes of the last of `paths`, oldest first, that it finds whole; the log names those that are not."""
     for path in reversed(paths):
         try:
-            return path, *load(path)
+            return read(path)
         except CheckpointError as error:
             logging.getLogger(__name__).warning("%s; the one before it is used", error)
     return None

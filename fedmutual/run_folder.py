@@ -4,7 +4,7 @@
     run.json            `RunFacts`: what is known of the run and is no setting
     data.json           fingerprints of what each class trained on, by `fedmutual.data.fingerprint`
     history.jsonl       a `HistoryLine` for each round and class
-    checkpoints/        networks after a round, round-000012.safetensors
+    checkpoints/        networks after a round, round-000012.safetensors, by `fedmutual.saved_networks`
     samples/            samples.npz, and a PNG grid of each class
     metrics.csv         a `MetricRow` for each class and metric
     .held               empty, and locked by the process that trains the run
@@ -27,7 +27,6 @@ import json
 import math
 import os
 import platform
-import re
 import sys
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -39,22 +38,20 @@ from importlib.metadata import PackageNotFoundError, version
 from io import BytesIO, StringIO
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, BinaryIO, ClassVar, NamedTuple, Self
+from typing import Any, BinaryIO, ClassVar, Self
 from zipfile import BadZipFile
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from fedmutual.checkpoint import load, load_newest, save, write_atomic, writing
+from fedmutual.checkpoint import write_atomic, writing
 from fedmutual.config import RunConfig
 from fedmutual.data import class_names
 from fedmutual.errors import UserError
 from fedmutual.methods import DATA
+from fedmutual.saved_networks import Checkpoint, CheckpointWriter, NetworkOfRound
 from fedmutual.settings import write_settings
-
-if TYPE_CHECKING:
-    from fedmutual.records import Network  # Flower is not needed to read or write a run folder
 
 PRESET, MINUTES = "preset.toml", "minutes.json"
 """Names of files in the folder of a run or a comparison whose settings were chosen for some minutes."""
@@ -66,9 +63,6 @@ SAMPLES = "samples/samples.npz"
 
 WORST, MEAN, ALL = "worst", "mean", "all"
 """In a row's place for a class: the worst class, the mean over classes, the samples of all classes together."""
-
-KEPT_CHECKPOINTS = 2
-"""Newest checkpoints that stay, so that a damaged one costs no more than a round; the best one stays too."""
 
 
 # Records
@@ -312,84 +306,6 @@ def is_held(folder: Path) -> bool:
     return False
 
 
-# Checkpoints
-
-
-SHARED = "shared"
-"""In a checkpoint's place for a class: the one conditional network of all classes."""
-
-
-class NetworkOfRound(NamedTuple):
-    """A network, and the round that it was made in."""
-
-    network: "Network"
-    round: int
-
-
-class Checkpoint(NamedTuple):
-    """Networks after a round, by class or by a name such as `SHARED`; best: (round, largest gradient norm)."""
-
-    round: int
-    networks: dict[int | str, NetworkOfRound]
-    best: tuple[int, float]
-
-
-_CHECKPOINT = re.compile(r"round-(\d+)\.safetensors")
-
-
-def checkpoint_path(folder: Path, round_: int) -> Path:
-    """Where the checkpoint of a round lies."""
-    return folder / "checkpoints" / f"round-{round_:06d}.safetensors"
-
-
-def checkpoints(folder: Path) -> dict[int, Path]:
-    """{round: its checkpoint} of the run in `folder`, oldest first."""
-    paths = sorted((folder / "checkpoints").glob("round-*.safetensors"))
-    return {int(match[1]): path for path in paths if (match := _CHECKPOINT.fullmatch(path.name))}
-
-
-def networks_in(tensors: Mapping[str, torch.Tensor]) -> "dict[int | str, Network]":
-    """{class: network} of a checkpoint, whose tensors are named `<class>/<parameter>`; see `SHARED`."""
-    networks: dict[int | str, Network] = {}
-    for name, tensor in tensors.items():
-        place, _, parameter = name.partition("/")
-        networks.setdefault(int(place) if place.isdigit() else place, {})[parameter] = tensor
-    return networks
-
-
-def read_checkpoint(path: Path) -> Checkpoint:
-    """The checkpoint at `path`.
-
-    Raises:
-        CheckpointError: the file is missing or damaged.
-    """
-    return _checkpoint(*load(path))
-
-
-def newest_checkpoint(folder: Path) -> Checkpoint | None:
-    """The newest whole checkpoint of the run in `folder`; None where there is none."""
-    newest = load_newest(list(checkpoints(folder).values()))
-    return _checkpoint(*newest[1:]) if newest else None
-
-
-def _checkpoint(tensors: Mapping[str, torch.Tensor], meta: Mapping[str, Any]) -> Checkpoint:
-    rounds = meta["rounds"]
-    networks = {y: NetworkOfRound(network, rounds[str(y)]) for y, network in networks_in(tensors).items()}
-    round_, norm = meta["best"]
-    return Checkpoint(meta["round"], networks, (round_, norm))
-
-
-def _write_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
-    """Save the checkpoint; drop older ones but for the newest and the best."""
-    tensors = {f"{y}/{name}": t for y, entry in checkpoint.networks.items() for name, t in entry.network.items()}
-    rounds = {str(y): entry.round for y, entry in checkpoint.networks.items()}
-    meta = {"round": checkpoint.round, "rounds": rounds, "best": checkpoint.best}
-    save(checkpoint_path(folder, checkpoint.round), tensors, meta)
-    for round_, path in list(checkpoints(folder).items())[:-KEPT_CHECKPOINTS]:
-        if round_ != checkpoint.best[0]:
-            path.unlink()
-
-
 # Writing
 
 
@@ -404,6 +320,7 @@ class RunWriter:
         self.held: BinaryIO | None = None
         self.round: int = 0
         self.best: tuple[int, float] = (0, float("inf"))
+        self.checkpoints = CheckpointWriter(folder)
 
     def create(self, config: RunConfig, method: str, shape: Sequence[int], parameters: int, **facts: Any) -> None:
         """Make the folder, with what is known before the training; `facts` are those of `RunFacts` that are known too.
@@ -473,7 +390,7 @@ class RunWriter:
         """Save the networks after `round_`; `gradient_norm` is max_y ||grad_y||, infinite when a class is missing."""
         if gradient_norm < self.best[1]:
             self.best = (round_, gradient_norm)
-        _write_checkpoint(self.folder, Checkpoint(round_, dict(networks), self.best))
+        self.checkpoints.write(Checkpoint(round_, dict(networks), self.best))
         self.round = round_
 
 

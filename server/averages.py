@@ -12,7 +12,7 @@ from torch import Tensor
 from fedmutual.config import RunConfig
 from fedmutual.data import num_classes
 from fedmutual.learning.control_variates import CONTROL
-from fedmutual.run_folder import NetworkOfRound
+from fedmutual.saved_networks import NetworkOfRound
 from server.averaging import ITERATE, MEMORY, Recorded, class_of
 from server.flower import FedOpt
 

@@ -19,7 +19,8 @@ from fedmutual.config import RunConfig
 from fedmutual.data import num_classes, sample_shape
 from fedmutual.learning.averaged import Part, averaged_parameters, build_averaged
 from fedmutual.records import size_of
-from fedmutual.run_folder import SHARED, HistoryLine, NetworkOfRound
+from fedmutual.run_folder import HistoryLine
+from fedmutual.saved_networks import SHARED, NetworkOfRound
 from server.journal import Journal
 from server.orders import OnRound
 from server.resending import Resending

@@ -22,7 +22,7 @@ from fedmutual.records import (
     unpack_network,
     unpack_numbers,
 )
-from fedmutual.run_folder import NetworkOfRound
+from fedmutual.saved_networks import NetworkOfRound
 from server.intake import ROOM
 
 

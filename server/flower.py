@@ -6,9 +6,11 @@ here: what a reply may cost is in `server.intake`, what a machine is checked for
 """
 
 import json
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any, TypeGuard, cast
 
 import httpx
@@ -18,6 +20,8 @@ from flwr.app.message.arraychunk import ArrayChunk
 from flwr.common.constant import SYSTEM_TIME_TOLERANCE, TIMESTAMP_TOLERANCE, ErrorCode
 from flwr.proto.message_pb2 import ConfirmMessageReceivedRequest, ObjectTree
 from flwr.proto.runtime_pb2 import PullAppMessagesRequest
+from flwr.server.superlink.linkstate import linkstate_factory
+from flwr.server.superlink.linkstate.in_memory_linkstate import InMemoryLinkState
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy.fedopt import FedOpt as FedOpt
 from flwr.supercore.inflatable.inflatable_object import (
@@ -198,7 +202,7 @@ def record_of(views: Views) -> ArrayRecord:
     return record
 
 
-# The processes of a simulation
+# The engine of a simulation
 
 
 @contextmanager
@@ -213,13 +217,63 @@ def pool_of_clients(pool: Callable[..., Any]) -> Iterator[None]:
         if backend.pool:
             backend.pool.terminate_all_actors()
 
-    before = raybackend.BasicActorPool, raybackend.RayBackend.terminate
-    raybackend.BasicActorPool = pool  # type: ignore[assignment, misc]
-    raybackend.RayBackend.terminate = terminate  # type: ignore[assignment]
+    with _replaced(raybackend, "BasicActorPool", pool), _replaced(raybackend.RayBackend, "terminate", terminate):
+        yield
+
+
+class IndexedState(InMemoryLinkState):
+    """Flower's state of a simulation, in which orders are found by their node, and replies by their order.
+
+    Ten times a second Flower's own looks through all orders once for every node, and through all orders for replies:
+    what a message costs grows with the number of clients, and with a thousand of them that takes a core.
+    """
+
+    def __init__(self, *arguments: Any, **options: Any):
+        super().__init__(*arguments, **options)
+        self._undelivered: dict[int, deque[str]] = defaultdict(deque)  # node -> ids of its orders
+
+    def store_message_ins(self, message: Message) -> str | None:
+        """Take an order, and file it under its node."""
+        with self.lock:
+            message_id = super().store_message_ins(message)
+            if message_id:
+                self._undelivered[message.metadata.dst_node_id].append(message_id)
+        return message_id
+
+    def get_message_ins(self, node_id: int, limit: int | None, *, run_id: int | None = None) -> list[Message]:
+        """At most `limit` orders that the node was not given yet; a simulation has one run."""
+        given: list[Message] = []
+        with self.lock:
+            waiting = self._undelivered[node_id]
+            while waiting and (limit is None or len(given) < limit):
+                message = self.message_ins_store.get(waiting.popleft())
+                if message is not None:  # else its time was up
+                    message.metadata.delivered_at = datetime.now(UTC).isoformat()
+                    given.append(message)
+        return given
+
+    def get_message_res(self, message_ids: set[str], run_id: int) -> list[Message]:
+        """The replies to those of the orders that have one."""
+        with self.lock:
+            replied = self.message_ins_id_to_message_res_id.keys() & message_ids
+        return super().get_message_res(replied, run_id) if replied else []
+
+
+@contextmanager
+def indexed_messages() -> Iterator[None]:
+    """Flower keeps the messages of a simulation that starts in the block in an `IndexedState`."""
+    with _replaced(linkstate_factory, "InMemoryLinkState", IndexedState):
+        yield
+
+
+@contextmanager
+def _replaced(holder: Any, name: str, value: Any) -> Iterator[None]:
+    before = getattr(holder, name)
+    setattr(holder, name, value)
     try:
         yield
     finally:
-        raybackend.BasicActorPool, raybackend.RayBackend.terminate = before  # type: ignore[misc, method-assign]
+        setattr(holder, name, before)
 
 
 # The configuration of the command line `flwr`

@@ -8,7 +8,8 @@ from typing import Any, Protocol
 from fedmutual.config import RunConfig
 from fedmutual.errors import UserError
 from fedmutual.records import Network
-from fedmutual.run_folder import CONFIG, FACTS, NetworkOfRound, RunWriter, holds_run, newest_checkpoint, run_folder
+from fedmutual.run_folder import CONFIG, FACTS, RunWriter, holds_run, run_folder
+from fedmutual.saved_networks import NetworkOfRound, newest_checkpoint
 from fedmutual.settings import read_stored
 
 MAY_CHANGE = {
@@ -90,6 +91,7 @@ class Journal(RunWriter):
         if checkpoint:
             networks.restore(checkpoint.networks)
             self.round, self.best = checkpoint.round, checkpoint.best
+            self.checkpoints.reopen(checkpoint.round)
         self.keep_history_until(self.round)
 
 

@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -46,7 +46,10 @@ class Round:
 def order_round(run: Run, number: int, nodes: Mapping[int, int]) -> Round:
     """One order for each client that takes part in that round, with its peers; `nodes` are {class: node}."""
     pool = _pool(run)
-    orders = {y: _order(run, number, y, nodes[y], pool) for y in _participants(run, number, set(nodes))}
+    candidates, settings = sorted(pool), json.dumps({**run.config.settings(), **run.for_clients})
+    orders = {
+        y: _order(run, number, y, nodes[y], pool, candidates, settings) for y in _participants(run, number, set(nodes))
+    }
     return Round(number, orders, time.monotonic())
 
 
@@ -65,15 +68,18 @@ def _pool(run: Run) -> dict[int, Entry]:
     return run.bank.entries or {y: run.bank.initial(y) for y in range(run.bank.classes)}
 
 
-def _order(run: Run, number: int, y: int, node: int, pool: dict[int, Entry]) -> Message:
+def _order(
+    run: Run, number: int, y: int, node: int, pool: Mapping[int, Entry], candidates: Sequence[int], settings: str
+) -> Message:
+    """What is sent to one client: nothing here may take longer the more classes there are."""
     config, bank, mutual = run.config, run.bank, run.config.mutual
-    peers, weights = draw_peers(mutual.peer_weights, y, list(pool), mutual.peers_per_round, config.seed, number)
+    peers, weights = draw_peers(mutual.peer_weights, y, candidates, mutual.peers_per_round, config.seed, number)
     entries = {f"peer-{z}": pool[z] for z in peers}
     records = {name: entry.record for name, entry in entries.items()}
     if peers and mutual.exchange == "mean":
         records, weights = {"peer-mean": bank.mean(list(entries.values()), weights)}, [1.0]
     order = pack_order(
-        settings=json.dumps({**config.settings(), **run.for_clients}),
+        settings=settings,
         run=run.journal.run,
         attempt=run.journal.attempt,
         round=number,

@@ -13,7 +13,9 @@ from fedmutual.records import Rejected, one_line, unpack_hello
 GREETINGS = 3
 """How often a node that answers with an error, or not at all, is asked for its class."""
 
-GREETING_TIMEOUT = 120.0
+GREETING_TIMEOUT, GREETING_SECONDS = 120.0, 0.2
+"""Seconds in which nodes that are asked together may answer, and how many more there are for each: simulated clients
+answer in turn, and a thousand of them on a busy machine were not through in two minutes."""
 
 
 class RunFailed(RuntimeError):
@@ -64,8 +66,10 @@ class Roster:
         strangers = self._strangers(present)
         orders = [Message(RecordDict(), node, MessageType.QUERY) for node in strangers]
         self.asked |= {node: self.asked.get(node, 0) + 1 for node in strangers}
-        for reply in grid.send_and_receive(orders, timeout=GREETING_TIMEOUT) if orders else []:
-            self._introduce(reply)
+        taken = set(self.held.values())
+        patience = GREETING_TIMEOUT + GREETING_SECONDS * len(orders)
+        for reply in grid.send_and_receive(orders, timeout=patience) if orders else []:
+            self._introduce(reply, taken)
         sizes = list(self.wrong_sizes.values())
         if not self.held and sizes and len(sizes) >= sizes[0]:
             raise UserError(f"{self._size_differs(sizes[0])}: set num-supernodes={self.classes}")
@@ -74,7 +78,8 @@ class Roster:
     def _strangers(self, present: set[int]) -> list[int]:
         return sorted(node for node in present - set(self.held) if self.asked.get(node, 0) < GREETINGS)
 
-    def _introduce(self, reply: Message) -> None:
+    def _introduce(self, reply: Message, taken: set[int]) -> None:
+        """Give a node the class that it claims, unless that is among those `taken`."""
         node = reply.metadata.src_node_id
         if reply.has_error():  # it may be asked again
             return self._refuse(node, reason_of(reply))
@@ -89,13 +94,14 @@ class Roster:
             refusal = f"{self._size_differs(partitions)}: correct its num-partitions"
         elif y >= self.classes:
             refusal = f"it claims class {y}, and the classes are 0..{self.classes - 1}"
-        elif y in self.held.values():
+        elif y in taken:
             refusal = f"it claims class {y}, which another node holds"
         if refusal:
             self.asked[node] = GREETINGS
             return self._refuse(node, refusal)
         log(INFO, "node %s holds class %d", node, y)
         self.held[node] = y
+        taken.add(y)
         del self.asked[node]
 
     def _size_differs(self, partitions: int) -> str:

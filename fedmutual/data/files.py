@@ -1,5 +1,8 @@
 """Samples that lie in files: each class's are cut into parts that the seed alone decides."""
 
+from functools import cached_property
+from itertools import pairwise
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -23,6 +26,7 @@ class FileSource(Source):
         self.cut_test = 0 if opened.test else data.test
         self.cut_held_out = 0 if opened.held_out else data.held_out
         self.sizes: list[int] = sizes
+        self._indexes: dict[Part, list[Rows]] = {}
 
     @property
     def cuts_test(self) -> bool:
@@ -32,7 +36,7 @@ class FileSource(Source):
     def whole(self) -> bool:
         return len(self.names) > 1 or self.data.classes < 2
 
-    @property
+    @cached_property
     def counts(self) -> list[int]:
         if not self.whole:
             raise UserError(f"{self.data.path} holds one class of {self.data.classes}: the others are unknown")
@@ -92,7 +96,15 @@ class FileSource(Source):
         if len(self.names) == 1:
             existing(y, self.data.classes or y + 1)
             return np.flatnonzero(part.labels == 0)
-        return np.flatnonzero(part.labels == existing(y, len(self.names)))
+        return self._rows_by_class(part)[existing(y, len(self.names))]
+
+    def _rows_by_class(self, part: Part) -> list[Rows]:
+        """The rows of every class of a part, sorted once: a search for each class would look at all rows every time."""
+        if part not in self._indexes:
+            labels, order = part.labels, np.argsort(part.labels, kind="stable")
+            ends = np.searchsorted(labels[order], np.arange(len(self.names) + 1))
+            self._indexes[part] = [order[start:end] for start, end in pairwise(ends.tolist())]
+        return self._indexes[part]
 
     def _cut(self, y: int) -> tuple[Rows, Rows, Rows, Rows]:
         """Rows of class y in the training part: test and held-out, training, and what the long tail leaves over."""
@@ -122,7 +134,7 @@ class FileSource(Source):
 
     def _count(self, y: int) -> int:
         if len(self.names) > 1:
-            return long_tail.counts_of(self.data, self._remaining())[y]
+            return self.counts[y]
         # A client's own file is as long as life made it: only an explicit count shortens it.
         (own,) = self._remaining()
         if self.data.imbalance != "counts":

@@ -1,5 +1,8 @@
 """Samples of Gaussian mixtures, drawn as they are asked for."""
 
+from collections.abc import Sequence
+from functools import cached_property
+
 import torch
 from torch import Tensor
 
@@ -12,7 +15,7 @@ from fedmutual.errors import UserError
 from fedmutual.seeds import generator
 
 
-def family(data: Data) -> list[Mixture]:
+def family(data: Data) -> Sequence[Mixture]:
     """The mixtures of the setting `mixture`, one a class.
 
     Raises:
@@ -20,8 +23,7 @@ def family(data: Data) -> list[Mixture]:
     """
     if data.mixture not in MIXTURES:
         raise UserError(f"mixture = {data.mixture} is unknown: choose one of {', '.join(MIXTURES)}")
-    mixtures: list[Mixture] = MIXTURES[data.mixture]()
-    return mixtures
+    return MIXTURES[data.mixture]()
 
 
 class Gaussians(Source):
@@ -32,7 +34,7 @@ class Gaussians(Source):
         self.names = [str(y) for y in range(len(self.mixtures))]
         self.shape = (self.mixtures[0].dimension,)
 
-    @property
+    @cached_property
     def counts(self) -> list[int]:
         if not self.data.head_count and self.data.imbalance != "counts":
             raise UserError("gaussians have no largest count of their own: set head-count, such as 1000")

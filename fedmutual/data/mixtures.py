@@ -5,8 +5,9 @@ there as 1/2 N(-4, 3) + 1/2 N(4, 3) against N(0, 2), has variances 3 and 2.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -71,7 +72,31 @@ def line(classes: int, spacing: float = 1.0) -> list[Mixture]:
     return [Mixture.of((1.0, spacing * (y - centre), 1.0)) for y in range(classes)]
 
 
-MIXTURES: dict[str, Callable[[], list[Mixture]]] = {
+@dataclass(frozen=True)
+class Disc(Sequence[Mixture]):
+    """`classes` Gaussians whose means fill a disc of the plane evenly: the more there are, the more neighbours overlap.
+
+    Vogel's sunflower (1979): mu_y = radius sqrt((y + 1/2) / K) (cos y phi, sin y phi), phi = pi (3 - sqrt 5). Each is
+    made when it is asked for, since whoever holds one class asks for no other.
+    """
+
+    classes: int
+    radius: float = 3.0
+    deviation: float = 0.3
+
+    def __len__(self) -> int:
+        return self.classes
+
+    def __getitem__(self, y: Any) -> Any:
+        if isinstance(y, slice):
+            return [self[each] for each in range(*y.indices(len(self)))]
+        if not 0 <= y < self.classes:
+            raise IndexError(y)
+        distance, angle = self.radius * math.sqrt((y + 0.5) / self.classes), y * math.pi * (3 - math.sqrt(5))
+        return Mixture.of((1.0, (distance * math.cos(angle), distance * math.sin(angle)), self.deviation**2))
+
+
+MIXTURES: dict[str, Callable[[], Sequence[Mixture]]] = {
     "case-one": case_one,
     "case-two": lambda: [Mixture.of((0.5, -4.0, 3.0), (0.5, 4.0, 3.0)), Mixture.of((1.0, 0.0, 2.0))],
     "overlap": lambda: [Mixture.of((0.5, -2.0, 1.0), (0.5, 2.0, 1.0)), Mixture.of((1.0, 0.0, 4.0))],
@@ -81,5 +106,8 @@ MIXTURES: dict[str, Callable[[], list[Mixture]]] = {
     ],
     "line-10": lambda: line(10),
     "line-50": lambda: line(50),
+    "disc-10": lambda: Disc(10),
+    "disc-100": lambda: Disc(100),
+    "disc-1000": lambda: Disc(1000),
 }
 """Families of classes by name; the first class is the head. Each call returns one `Mixture` a class."""

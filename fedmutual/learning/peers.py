@@ -1,5 +1,6 @@
 """Whom a class learns from: Q, its draws for rounds and steps, the peers' frozen networks, and beta_y."""
 
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -13,13 +14,13 @@ from fedmutual.learning.player import predict
 from fedmutual.seeds import generator
 
 
-def uniform(y: int, candidates: Sequence[int]) -> list[float]:
-    """Q_y(y') = 1 / |candidates|."""
-    return [1 / len(candidates)] * len(candidates)
+def uniform(y: int, others: int) -> Tensor:
+    """Q_y(y') = 1 / K' over the K' = `others` candidates that are not y."""
+    return torch.full((others,), 1 / others, dtype=torch.float64)
 
 
-PEER_WEIGHTS: dict[str, Callable[[int, Sequence[int]], list[float]]] = {"uniform": uniform}
-"""Q by name: (class, candidate peers) -> one weight a candidate, summing to 1."""
+PEER_WEIGHTS: dict[str, Callable[[int, int], Tensor]] = {"uniform": uniform}
+"""Q by name: (class, number of candidate peers) -> their weights, [candidates], summing to 1."""
 
 
 def draw_peers(
@@ -27,19 +28,23 @@ def draw_peers(
 ) -> tuple[list[int], list[float]]:
     """The peers of class y in a round and their weights.
 
-    All `candidates` when `count` is 0 or reaches them; else `count` of them without replacement by Q_y, from
-    (seed, y, round, "peers"), with Q_y renormalised over those drawn.
+    All `candidates`, which are in order, but y itself when `count` is 0 or reaches them; else `count` of them without
+    replacement by Q_y, from (seed, y, round, "peers"), with Q_y renormalised over those drawn. A draw makes no list of
+    all candidates, since every class makes one in every round.
     """
-    candidates = sorted(candidate for candidate in candidates if candidate != y)
-    if not candidates:
+    place = bisect_left(candidates, y)
+    own = place < len(candidates) and candidates[place] == y
+    others = len(candidates) - own
+    if not others:
         return [], []
-    weights = PEER_WEIGHTS[rule](y, candidates)
-    if 0 < count < len(candidates):
-        rng = generator(seed, y, round_, "peers")
-        drawn = sorted(torch.multinomial(torch.tensor(weights), count, generator=rng).tolist())
-        total = sum(weights[index] for index in drawn)
-        candidates, weights = [candidates[i] for i in drawn], [weights[i] / total for i in drawn]
-    return list(candidates), weights
+    weights = PEER_WEIGHTS[rule](y, others)
+    if not 0 < count < others:
+        return [candidate for candidate in candidates if candidate != y], weights.tolist()
+    rng = generator(seed, y, round_, "peers")
+    drawn = torch.multinomial(weights.float(), count, generator=rng).sort().values
+    chosen = weights[drawn].tolist()
+    total = sum(chosen)
+    return [candidates[i + (own and i >= place)] for i in drawn.tolist()], [weight / total for weight in chosen]
 
 
 def draw_for_steps(weights: Sequence[float], count: int, steps: int, rng: torch.Generator) -> Tensor:

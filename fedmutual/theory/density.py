@@ -11,7 +11,7 @@ stay positive and keep their mass for any step.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -122,7 +122,7 @@ class Divergence:
     edge: Tensor
 
 
-def divergence(score: Score, truths: list[Mixture], grid: Grid, start: Start | None = None) -> Divergence:
+def divergence(score: Score, truths: Sequence[Mixture], grid: Grid, start: Start | None = None) -> Divergence:
     """KL of each class's generated density from the truth; the last batch dimension of `score` is the class."""
     values = []
     for level in (grid, grid.refined()):

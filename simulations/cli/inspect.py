@@ -19,6 +19,9 @@ from simulations.terminal import console, phases, progress
 if TYPE_CHECKING:
     from fedmutual.evaluation.features import Training
 
+MISSING = 10
+"""Classes without a measure that are named, of all that there may be."""
+
 
 def report(
     runs: RunFolders,
@@ -224,8 +227,11 @@ def write_page(runs: list[Path], out: Path, as_json: bool) -> None:
     with progress("writing the report"):
         rows = comparison(runs)
         page = write_report(runs, out)
-    for one in missing_classes(arms_of(read_runs(runs))):
+    missing = missing_classes(arms_of(read_runs(runs)))
+    for one in missing[:MISSING]:
         print(f"class {one.name} of {one.run} has no measure: {one.reason}", file=sys.stderr)
+    if len(missing) > MISSING:
+        print(f"and {len(missing) - MISSING} more classes have none", file=sys.stderr)
     if as_json:
         return print_json(rows)
     arms = len({row["arm"] for row in rows})

@@ -16,7 +16,7 @@ from fedmutual.config import RunConfig, refuse_without_effect
 from fedmutual.course import Course
 from fedmutual.errors import UserError
 from fedmutual.settings import parse_assignments
-from simulations.cli.inspect import measure, train_extractor, write_page
+from simulations.cli.inspect import MISSING, measure, train_extractor, write_page
 from simulations.cli.minutes import METHODS, SEEDS, Chosen, again, chosen, is_data, untimed
 from simulations.cli.options import AsJson, Minutes, OnCluster, Preset, PresetOrData, Settings
 from simulations.cli.presets import PRESETS, names, read_preset, record_preset, settings_of_run
@@ -99,8 +99,9 @@ def simulate(
     if choice:
         choice.finish(folder)
     if missing := without_network(folder):
+        named = missing if len(missing) <= MISSING else [*missing[:MISSING], f"{len(missing) - MISSING} more"]
         raise RuntimeError(
-            f"class {listing(missing)} has no network, so that this run is not complete: its page and history.jsonl "
+            f"class {listing(named)} has no network, so that this run is not complete: its page and history.jsonl "
             "say why"
         )
 

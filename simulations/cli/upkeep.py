@@ -32,7 +32,7 @@ def bench(
     """Time the parts of a run, each beside what it could not do without.
 
     step: a local step beside a plain PyTorch loop with the same arithmetic, with no peer, one and all. round: a
-    simulated round beside its clients' gradient steps. scaling: the same with 5, 10 and 20 classes and 4 peers each.
+    simulated round beside its clients' gradient steps. scaling: the same with 10, 100 and 1,000 classes, 4 peers each.
     bytes: what networks weigh on the wire. minutes: what `simulate --minutes` takes, of a preset or of data of your
     own, beside what was asked; on its own.
     """

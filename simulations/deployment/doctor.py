@@ -37,7 +37,8 @@ from fedmutual.data import num_classes, sample_shape
 from fedmutual.device import pick_device
 from fedmutual.errors import UserError
 from fedmutual.networks import build
-from fedmutual.run_folder import KEPT_CHECKPOINTS, run_folder
+from fedmutual.run_folder import run_folder
+from fedmutual.saved_networks import KEPT_CHECKPOINTS
 from server.flower import CLOCK_AHEAD, CLOCK_BEHIND, ENVIRONMENT, Connection, read_connection
 from simulations.deployment.loopback import executable
 
@@ -225,8 +226,10 @@ def _states(config: RunConfig) -> int:
 
 
 def _checkpoints(config: RunConfig) -> int:
-    """Bytes of the server's checkpoints: the newest, the best, and the one that is being written."""
-    return _network_bytes(config) * num_classes(config.data) * (KEPT_CHECKPOINTS + 2)
+    """Bytes of the server's checkpoints: the newest, the best, and the one that is being written; where only some
+    classes take part in a round none is best, and the newest may lie in files of which half is needed."""
+    copies = KEPT_CHECKPOINTS + 2 if config.federation.participation == 1 else 2 * KEPT_CHECKPOINTS + 1
+    return _network_bytes(config) * num_classes(config.data) * copies
 
 
 def _size(count: int) -> str:

@@ -38,7 +38,7 @@ from fedmutual.errors import UserError
 from fedmutual.learning.igd import NO_STEPS
 from fedmutual.run_folder import read_history, run_folder
 from server.app import prepare, serve
-from server.flower import GridOver, pool_of_clients
+from server.flower import GridOver, indexed_messages, pool_of_clients
 from server.journal import Journal
 from server.orders import OnRound, Run
 from server.roster import RunFailed
@@ -161,7 +161,7 @@ class Simulation(Generic[P]):
         with redirect_stdout(sys.stderr), _quiet_flower(), ray as shelf:
             lend_records()
             try:
-                with pool_of_clients(partial(ClientProcesses, self.at_once, shelf)):
+                with pool_of_clients(partial(ClientProcesses, self.at_once, shelf)), indexed_messages():
                     run_simulation(
                         server,
                         self.app.client,

@@ -19,13 +19,13 @@ from fedmutual.run_folder import (
     FACTS,
     METRICS,
     HistoryLine,
-    NetworkOfRound,
     RunWriter,
     change_facts,
     holds_run,
     read_facts,
     read_history,
 )
+from fedmutual.saved_networks import NetworkOfRound
 from server.roster import RunFailed
 from simulations.engine.simulation import App, Simulation
 from simulations.experiments.methods import RECIPES, Baseline

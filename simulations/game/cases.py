@@ -1,5 +1,6 @@
 """The games that `fedmutual game` knows: classes, sample counts, weights, and what was published about them."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
@@ -17,7 +18,7 @@ class Case:
     """
 
     label: str
-    truths: list[Mixture]
+    truths: Sequence[Mixture]
     counts: list[int]
     mutual_weight: str = "one"
     separation: float | None = None

@@ -4,6 +4,7 @@ Everything random comes from (seed, class), so that game number 7 is the same ga
 that are compared (beta, ridge, controls) meet the same data and the same features.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -29,7 +30,7 @@ class World:
     """
 
     seeds: list[int]
-    truths: list[Mixture]
+    truths: Sequence[Mixture]
     players: Players
     samples: list[Sample]
     process: Process
@@ -41,7 +42,7 @@ class World:
     def draw(
         cls,
         seeds: list[int],
-        truths: list[Mixture],
+        truths: Sequence[Mixture],
         counts: list[int],
         features: int = 16,
         own_weight: str = "sigma",

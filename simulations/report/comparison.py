@@ -6,6 +6,8 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
+import numpy as np
+
 from fedmutual.evaluation import DISTANCES, METRICS, in_order
 from fedmutual.evaluation.intervals import Estimate
 from simulations.report.words import NOTHING, interval, spread
@@ -14,8 +16,14 @@ from simulations.runs.folder import Run, read_runs
 
 SUMMARIES = ("worst", "mean", "rarest", "largest")
 
+QUANTILES = {"5 % are worse": 0.05, "a quarter are worse": 0.25, "median": 0.5, "three quarters are worse": 0.75}
+"""What stands for the classes where they are many: {name: the share of the classes that fare worse}."""
+
+MANY = 30
+"""With more classes than these a page or a table shows quantiles and some classes, and not each."""
+
 Of = int | str
-"""A class, one of `SUMMARIES`, or "all": the samples of all classes together."""
+"""A class, one of `SUMMARIES` or `QUANTILES`, or "all": the samples of all classes together."""
 
 
 def training_counts(runs: Iterable[Run]) -> dict[int, int]:
@@ -54,9 +62,12 @@ class Comparison:
         self.metrics = sorted(metrics, key=lambda name: name != self.headline)
         self._measured = {name: set().union(*(_classes_with(run, name) for run in self.runs)) for name in metrics}
         self.ends = self._ends()
-        attacks = {arm.label: {y: _strongest(arm, y) for y in range(len(self.classes))} for arm in self.arms}
+        attacks = {arm.label: _strongest(arm, len(self.classes)) for arm in self.arms}
         self.audited = any(key for by_class in attacks.values() for key in by_class.values())
         self.attacks = attacks  # {arm: {class: (class, "auc", attack, t), the attack that sees most; None without}}
+        self._leaks = {arm.label: _of_attacks(arm, attacks[arm.label]) for arm in self.arms}
+        extraction = {y: (y, "extracted", "extraction", None) for y in range(len(self.classes))}
+        self._extracted = {arm.label: _of_attacks(arm, extraction) for arm in self.arms}
 
     def _ends(self) -> dict[str, list[int]]:
         """`ends` of the classes; none where the number of samples of a class is not known."""
@@ -68,11 +79,23 @@ class Comparison:
         """worst class; mean; three rarest; 7."""
         if isinstance(of, int):
             return self.classes[of]
-        return {"worst": "worst class", "mean": "mean", "all": "all together"}.get(of) or counted(self.ends[of], of)
+        known = {"worst": "worst class", "mean": "mean", "all": "all together"} | {name: name for name in QUANTILES}
+        return known.get(of) or counted(self.ends[of], of)
+
+    @property
+    def many(self) -> bool:
+        """Whether there are more classes than can stand side by side."""
+        return len(self.classes) > MANY
+
+    @property
+    def each_class(self) -> list[int]:
+        """The classes, where each has a place in tables and figures; none of many."""
+        return [] if self.many else list(range(len(self.classes)))
 
     @property
     def summaries(self) -> list[str]:
-        return [of for of in SUMMARIES if of in ("worst", "mean", *self.ends)]
+        """Those of `SUMMARIES` that there are, and the quantiles of many classes."""
+        return [of for of in SUMMARIES if of in ("worst", "mean", *self.ends)] + (list(QUANTILES) if self.many else [])
 
     def arm(self, *methods: str) -> Arm | None:
         """The arm of the first of `methods` that has one; None where several share it."""
@@ -91,6 +114,10 @@ class Comparison:
             complete = {run.seed for run in arm.runs if self._complete(run, metric)}
             summaries = arm.summaries(metric)
             return {seed: getattr(summary, str(of)) for seed, summary in summaries.items() if seed in complete}
+        if of in QUANTILES:
+            complete_runs = [run for run in arm.runs if self._complete(run, metric)]
+            values = {run.seed: _quantile(run, metric, QUANTILES[str(of)]) for run in complete_runs}
+            return {seed: value for seed, value in values.items() if not math.isnan(value)}
         if of == "all":
             values = {run.seed: run.together.get(metric, math.nan) for run in arm.runs}
             return {seed: value for seed, value in values.items() if not math.isnan(value)}
@@ -132,7 +159,7 @@ class Comparison:
         Strongest is the attack and t with the highest mean over seeds for the class: the highest of several
         estimates, so that without any leak it lies a little above 0.5. "worst" is the class that leaks most.
         """
-        by_class = {y: _audited(arm, *key) for y, key in self.attacks[arm.label].items() if key}
+        by_class = self._leaks[arm.label]
         if of not in ("worst", "mean"):
             return self._of_classes(by_class, of)
         known = list(by_class.values())
@@ -151,8 +178,7 @@ class Comparison:
 
     def extracted(self, arm: Arm, of: Of) -> Estimate | None:
         """Share of a class's training samples that a peer regenerates; `of` is a class, "rarest" or "largest"."""
-        shares = {y: _audited(arm, y, "extracted", "extraction") for y in range(len(self.classes))}
-        return self._of_classes(shares, of)
+        return self._of_classes(self._extracted[arm.label], of)
 
     def shuffled(self, arm: Arm) -> list[float]:
         """AUC of the control with shuffled labels, every class, t and seed: around 0.5 where the audit is sound."""
@@ -160,8 +186,9 @@ class Comparison:
         return [row["value"] for row in rows if row["attack"] == "control-shuffled" and row["value"] is not None]
 
     def _of_classes(self, by_class: Mapping[int, Mapping[int, float]], of: Of) -> Estimate | None:
-        seeds = sorted({seed for by_seed in by_class.values() for seed in by_seed})
-        scores = {seed: {y: values[seed] for y, values in by_class.items() if seed in values} for seed in seeds}
+        among = {y: by_class[y] for y in (self.ends.get(of, []) if isinstance(of, str) else [of]) if y in by_class}
+        seeds = sorted({seed for by_seed in among.values() for seed in by_seed})
+        scores = {seed: {y: values[seed] for y, values in among.items() if seed in values} for seed in seeds}
         return Estimate.maybe(self._mean_over(of, scores).values())
 
     # What it cost
@@ -217,16 +244,33 @@ def _classes_with(run: Run, metric: str) -> set[int]:
     return {y for y, value in run.scores(metric).items() if not math.isnan(value)}
 
 
-def _audited(arm: Arm, *key: Any) -> dict[int, float]:
-    """{seed: value} of one measure of the audit; without t in the key the t that there is."""
-    return {run.seed: value for run in arm.runs for of, value in run.audited.items() if of[: len(key)] == key}
+def _quantile(run: Run, metric: str, share: float) -> float:
+    """The value that this share of the classes is worse than; nan where no class has one."""
+    values = sorted(value for value in run.scores(metric).values() if not math.isnan(value))
+    if not values:
+        return math.nan
+    return float(np.quantile(values, 1 - share if METRICS[metric].larger_is_worse else share))
 
 
-def _strongest(arm: Arm, y: int) -> tuple[Any, ...] | None:
-    """The attack on class y, the shuffled control apart, with the highest mean AUC over seeds."""
-    keys = dict.fromkeys(key for run in arm.runs for key in run.audited if key[:2] == (y, "auc"))
-    attacks = [key for key in keys if key[2] != "control-shuffled"]
-    return max(attacks, key=lambda key: mean(_audited(arm, *key).values()), default=None)
+def _audited(arm: Arm, key: tuple[Any, ...]) -> dict[int, float]:
+    """{seed: value} of one measure of the audit, (class, metric, attack, t)."""
+    return {run.seed: run.audited[key] for run in arm.runs if key in run.audited}
+
+
+def _of_attacks(arm: Arm, keys: Mapping[int, tuple[Any, ...] | None]) -> dict[int, dict[int, float]]:
+    """{class: {seed: value}} of the classes whose measure was audited."""
+    found = {y: _audited(arm, key) for y, key in keys.items() if key is not None}
+    return {y: by_seed for y, by_seed in found.items() if by_seed}
+
+
+def _strongest(arm: Arm, classes: int) -> dict[int, tuple[Any, ...] | None]:
+    """{class: the attack on it, the shuffled control apart, with the highest mean AUC over seeds}."""
+    attacks: dict[int, list[tuple[Any, ...]]] = {y: [] for y in range(classes)}
+    for key in dict.fromkeys(key for run in arm.runs for key in run.audited):
+        y, metric, attack, _ = key
+        if metric == "auc" and attack != "control-shuffled" and y in attacks:
+            attacks[y].append(key)
+    return {y: max(of, key=lambda key: mean(_audited(arm, key).values()), default=None) for y, of in attacks.items()}
 
 
 def comparison(folders: Sequence[Path]) -> list[dict[str, Any]]:

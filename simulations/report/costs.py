@@ -73,8 +73,11 @@ def unequal(arms: Sequence[Arm]) -> list[str]:
     return [name for key, name in BUDGETS.items() if len({tuple(_budget(arm, key)) for arm in trained}) > 1]
 
 
-def costs(arms: Sequence[Arm]) -> list[ClientCosts]:
-    """For each arm the bytes that each client received and sent, and its own compute; means over seeds."""
+def costs(arms: Sequence[Arm], many: bool) -> list[ClientCosts]:
+    """For each arm the bytes that each client received and sent, and its own compute; means over seeds.
+
+    Of `many` clients there are the most, the median and the least of each.
+    """
     tables = []
     for arm in arms:
         sums = np.zeros((len(arm.runs[0].classes), 3))
@@ -82,7 +85,9 @@ def costs(arms: Sequence[Arm]) -> list[ClientCosts]:
             sums[line["class"]] += [line.get(key) or 0 for key in ("bytes_down", "bytes_up", "seconds")]
         if sums.any():
             sums /= len(arm.runs)
-            clients = [("all clients", sums.sum(0)), *zip(arm.runs[0].classes, sums, strict=True)]
+            each = zip(arm.runs[0].classes, sums, strict=True)
+            ends = [("most of a client", sums.max(0)), ("median", np.median(sums, 0)), ("least", sums.min(0))]
+            clients = [("all clients", sums.sum(0)), *(ends if many else each)]
             rows = [[name, size(down), size(up), duration(own)] for name, (down, up, own) in clients]
             tables.append(ClientCosts(head_of(arm), Table(["client", "received", "sent", "own compute"], rows)))
     return tables

@@ -30,8 +30,9 @@ def leakage(arms: Comparison) -> Leakage | None:
     audited = [arm for arm in arms.arms if any(run.audit for run in arm.runs)]
     if not audited:
         return None
-    shown: list[Of] = [*arms.ends, *rarest_first(arms)]
-    head = ["arm", *map(arms.title, arms.ends), *_class_heads(arms, audited)]
+    summaries = [*(("worst", "mean") if arms.many else ()), *arms.ends]
+    shown: list[Of] = [*summaries, *rarest_first(arms)]
+    head = ["arm", *map(arms.title, summaries), *_class_heads(arms, audited)]
     shuffled = [value for arm in audited for value in arms.shuffled(arm)]
     return Leakage(
         auc=Table(head, grouped(audited, lambda arm: [arm.label, *(_auc(arms, arm, of) for of in shown)])),

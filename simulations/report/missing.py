@@ -40,8 +40,7 @@ def missing_classes(arms: Sequence[Arm]) -> list[MissingClass]:
 
 def _never_accepted(run: Run, y: int) -> bool:
     """Whether the history shows that no reply of the class was ever accepted, while others were."""
-    accepted = {line["class"] for line in run.history if line.get("status", "ok") == "ok"}
-    return bool(run.history) and y not in accepted
+    return bool(run.history) and y not in run.accepted
 
 
 def _reason(run: Run, y: int) -> str:
@@ -53,8 +52,7 @@ def _reason(run: Run, y: int) -> str:
 
 
 def _last_fault(run: Run, y: int) -> str:
-    last = [line for line in run.history if line["class"] == y][-1:]
-    return "".join(
-        f"; the last is recorded as {line['status']}" + (f" ({line['reason']})" if line.get("reason") else "")
-        for line in last
-    )
+    line = run.last_lines.get(y)
+    if line is None:
+        return ""
+    return f"; the last is recorded as {line.status}" + (f" ({line.reason})" if line.reason else "")

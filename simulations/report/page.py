@@ -15,16 +15,20 @@ from fedmutual.errors import UserError
 from fedmutual.evaluation import METRICS
 from simulations.report import costs, pictures, provenance, sections
 from simulations.report.answer import answer
+from simulations.report.class_table import class_table
 from simulations.report.comparison import Comparison
 from simulations.report.leakage import leakage
 from simulations.report.line_charts import DASHES
 from simulations.report.missing import missing_classes
 from simulations.report.samples import samples
 from simulations.report.tables import FEW, head_of
-from simulations.report.training import curves
+from simulations.report.training import curves, quantile_curves
 from simulations.report.words import duration
 from simulations.runs.arms import Arm, arms_of
 from simulations.runs.folder import read_runs
+
+SHOWN = 50
+"""Lines of a list that may hold one for each class and round; the run folders hold all."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +65,7 @@ def render(arms: Sequence[Arm], reload: int = 0) -> str:
     """The page about `arms`; a browser that shows it loads it again every `reload` seconds, unless that is 0."""
     compared = Comparison(arms)
     about = _about(compared) | _measures(compared) | _training(compared)
-    return _template().render(about, many=len(arms) > FEW, dashes=DASHES, reload=reload)
+    return _template().render(about, many=len(arms) > FEW, many_classes=compared.many, dashes=DASHES, reload=reload)
 
 
 def _template() -> jinja2.Template:
@@ -92,6 +96,7 @@ def _about(compared: Comparison) -> dict[str, Any]:
         "images": len(first.facts.get("shape") or ()) == 3,
         "answer": answer(compared),
         "missing": missing_classes(arms),
+        "shown": SHOWN,
         "under_way": _under_way(compared),
         "unfinished": [(name, run) for name, run in runs if run.facts.get("status") != "done"],
         "faults": provenance.faults(arms),
@@ -120,19 +125,28 @@ def _measures(compared: Comparison) -> dict[str, Any]:
         "metrics": sections.metric_tables(compared),
         "together": sections.together(compared),
         "differences": sections.differences(compared) if len(compared.arms) > FEW else [],
-        "samples": samples(compared.arms),
+        "samples": samples(compared.arms, compared.many or len(compared.arms) > FEW, _worst(compared)),
+        "class_table": class_table(compared),
         "leakage": leakage(compared),
         "shortage": _shortage(compared),
     }
 
 
+def _worst(compared: Comparison) -> list[int]:
+    """The three worst classes of the first arm, where classes are many."""
+    if not compared.many or compared.headline is None:
+        return []
+    scores = {y: -value for y, value in compared.arms[0].runs[0].scores(compared.headline).items()}
+    return sorted((y for y, value in scores.items() if not math.isnan(value)), key=lambda y: scores[y])[:3]
+
+
 def _training(compared: Comparison) -> dict[str, Any]:
     """The course of the training, and what it cost."""
     return {
-        "curves": curves(compared.arms),
+        "curves": quantile_curves(compared.arms) if compared.many else curves(compared.arms),
         "budgets": costs.budgets(compared) if len(compared.arms) > 1 else None,
         "unequal": costs.unequal(compared.arms),
-        "costs": costs.costs(compared.arms),
+        "costs": costs.costs(compared.arms, compared.many),
         "times": costs.times(compared.arms),
     }
 

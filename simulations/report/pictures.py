@@ -6,7 +6,7 @@ from markupsafe import Markup
 
 from fedmutual.methods import DATA
 from simulations.report import figures
-from simulations.report.comparison import Comparison, Of
+from simulations.report.comparison import QUANTILES, Comparison, Of
 from simulations.report.tables import rarest_first, samples_behind
 from simulations.report.words import estimated, size
 from simulations.runs.arms import Arm
@@ -82,12 +82,13 @@ def _group(arm: Arm) -> int:
 
 
 def dots(arms: Comparison) -> Dots | None:
-    """Every arm's headline metric with its interval: a panel for each summary, and for each class, rarest first."""
+    """Every arm's headline metric with its interval: a panel for each summary, and for each class, rarest first; of
+    many classes for each quantile."""
     metric = arms.headline
     if metric is None:
         return None
     summaries = ("worst", "rarest", "largest") if arms.ends else ("worst", "mean")
-    shown: list[Of] = [*summaries, *rarest_first(arms)]
+    shown: list[Of] = [*summaries, *(QUANTILES if arms.many else ()), *rarest_first(arms)]
     values = {of: [arms.value(arm, metric, of) for arm in arms.arms] for of in shown}
     values = {of: row for of, row in values.items() if any(row)}
     every = [value for row in values.values() for value in row if value]

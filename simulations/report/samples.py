@@ -13,7 +13,7 @@ from PIL import Image
 from fedmutual.run_folder import read_samples
 from simulations.report import figures
 from simulations.report.comparison import training_counts
-from simulations.report.tables import FEW, head_of
+from simulations.report.tables import head_of
 from simulations.report.training import sharing
 from simulations.runs.arms import Arm
 from simulations.runs.sampling import sheet
@@ -34,17 +34,17 @@ class Card:
     panels: list[Panel]
 
 
-def samples(arms: Sequence[Arm]) -> list[Card]:
+def samples(arms: Sequence[Arm], some: bool, worst: Sequence[int] = ()) -> list[Card]:
     """For each class its generated samples, an arm beside the other (its first seed), and real ones.
 
-    Of many arms the largest, the middle and the rarest class alone: the run folders hold the others.
+    `some`: the largest, the middle, the rarest class and the `worst` ones alone; the run folders hold the others.
     """
     first = arms[0].runs[0]
     shape = tuple(first.facts.get("shape") or ())
     counts = training_counts(run for arm in arms for run in arm.runs)
     stores = {arm.label: read_samples(arm.runs[0].folder) for arm in arms}
     cards = []
-    for y in _chosen(counts, len(first.classes), few=len(arms) <= FEW):
+    for y in _chosen(counts, len(first.classes), some, worst):
         name = first.classes[y]
         real = next((store[f"real_{y}"] for store in stores.values() if f"real_{y}" in store), None)
         drawn = {arm.label: stores[arm.label][f"generated_{y}"] for arm in arms if _has(stores[arm.label], y)}
@@ -58,9 +58,10 @@ def _has(store: Mapping[str, Any], y: int) -> bool:
     return f"generated_{y}" in store
 
 
-def _chosen(counts: Mapping[int, int], classes: int, few: bool) -> list[int]:
+def _chosen(counts: Mapping[int, int], classes: int, some: bool, worst: Sequence[int]) -> list[int]:
     by_size = sorted(range(classes), key=lambda y: (-counts.get(y, 0), y))
-    return by_size if few else list(dict.fromkeys((by_size[0], by_size[len(by_size) // 2], by_size[-1])))
+    middle = by_size[len(by_size) // 2]
+    return list(dict.fromkeys((by_size[0], middle, by_size[-1], *worst))) if some else by_size
 
 
 def _images(

@@ -8,7 +8,7 @@ from markupsafe import Markup
 
 from fedmutual.evaluation import METRICS
 from fedmutual.evaluation.intervals import Estimate
-from simulations.report.comparison import Comparison, Of, signed
+from simulations.report.comparison import QUANTILES, Comparison, Of, signed
 from simulations.report.missing import measured
 from simulations.report.tables import (
     FEW,
@@ -64,7 +64,7 @@ def _overview_cells(arms: Comparison, arm: Arm, metric: str) -> dict[Markup, str
         if other := arms.arm(name):
             difference = arms.versus(arm, other, metric, "worst")
             cells[small(f"against {name}", arms.title("worst"))] = _verdict(arms, difference, metric)
-    for of in arms.summaries[1:]:
+    for of in (of for of in arms.summaries[1:] if of not in QUANTILES):
         cells[small(arms.title(of), metric)] = estimate_cell(arms.value(arm, metric, of))
     if "memorisation" in arms.metrics:
         cells[small("near copies", arms.title(tail))] = _share(arms.value(arm, "memorisation", tail))
@@ -100,18 +100,18 @@ def metric_tables(arms: Comparison) -> list[MetricTable]:
 
 
 def _arms_across(arms: Comparison, metric: str) -> Table:
-    """The worst class, the mean, then a row for each class."""
+    """The worst class, the mean, then a row for each class; of many classes quantiles, the rarest and the largest."""
     names = [_short_names([arms.classes[y] for y in arm.worst_classes(metric)]) for arm in arms.arms]
     rows: list[list[Any]] = []
-    of: Of
-    for of in ("worst", "mean", *range(len(arms.classes))):
+    shown: list[Of] = ["worst", "mean", *QUANTILES, *arms.ends] if arms.many else ["worst", "mean", *arms.each_class]
+    for of in shown:
         behind = ["", ""] if isinstance(of, str) else [whole(arms.counts.get(of)), whole(arms.real.get(of))]
         rows.append([arms.title(of), *behind, *_compared(arms, metric, of, names)])
     return Table(["class", "train", "real", *(head_of(arm) for arm in arms.arms)], rows)
 
 
 def _arms_down(arms: Comparison, metric: str) -> Table:
-    """The worst class, the other summaries, then a column for each class, the rarest first."""
+    """The worst class, the other summaries, then a column for each class, the rarest first, unless they are many."""
     shown: list[Of] = [*arms.summaries, *rarest_first(arms)]
     names = [one_worst(arms, arm, metric) for arm in arms.arms]
     columns = [_compared(arms, metric, of, names) for of in shown]

@@ -56,8 +56,8 @@ def grouped(arms: Sequence[Arm], row: Callable[[Arm], list[Any]]) -> list[list[A
 
 
 def rarest_first(arms: Comparison) -> list[int]:
-    """All classes, the rarest first where their sizes are known."""
-    return sorted(range(len(arms.classes)), key=lambda y: (arms.counts.get(y, 0), y))
+    """`Comparison.each_class`, the rarest first where their sizes are known."""
+    return sorted(arms.each_class, key=lambda y: (arms.counts.get(y, 0), y))
 
 
 def samples_behind(arms: Comparison, of: Of) -> list[str]:

@@ -4,10 +4,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import mean
 
+import numpy as np
 from markupsafe import Markup
 
 from fedmutual.methods import DATA
-from simulations.report.line_charts import Axis, Series, line_chart, rounds_axis, value_axis
+from simulations.report.line_charts import Axis, Series, line_chart, rounds_axis, swatch, value_axis
 from simulations.report.tables import FEW, head_of
 from simulations.runs.arms import Arm
 from simulations.runs.folder import CURVES
@@ -26,11 +27,16 @@ class CurveGroup:
 
 @dataclass(frozen=True)
 class Curves:
-    """One quantity of the history, all panels on one scale."""
+    """One quantity of the history, all panels on one scale; with `bands` a panel shows `BANDS` and not a class."""
 
     quantity: str
     log: bool
     groups: list[CurveGroup]
+    bands: bool = False
+
+
+BANDS = {"highest of any class": 1.0, "a quarter above": 0.75, "median": 0.5, "a quarter below": 0.25, "lowest": 0.0}
+"""Lines that stand for many classes: {name: quantile over the classes of each round}."""
 
 
 def sharing(arms: Sequence[Arm]) -> list[tuple[str, list[Arm]]]:
@@ -61,6 +67,45 @@ def curves(arms: Sequence[Arm]) -> list[Curves]:
                 groups.append(_group(title, shown, lines, quantity, across, up))
         sections.append(Curves(quantity, up.log, groups))
     return sections
+
+
+def quantile_curves(arms: Sequence[Arm]) -> list[Curves]:
+    """For each quantity of the history a panel an arm, with `BANDS` over the classes of its first run."""
+    sections = []
+    for quantity in CURVES:
+        lines = {arm.label: found for arm in arms if (found := _bands(arm, quantity))}
+        every = [point for of_arm in lines.values() for points in of_arm for point in points]
+        if not every:
+            continue
+        across, up = rounds_axis(x for x, _ in every), value_axis(y for _, y in every)
+        charts = [
+            (
+                label,
+                line_chart(
+                    [Series(style, points) for style, points in enumerate(of_arm)],
+                    across,
+                    up,
+                    f"{quantity} with {label} over rounds: {', '.join(BANDS)}",
+                ),
+            )
+            for label, of_arm in lines.items()
+        ]
+        heads = [swatch(style) + Markup(" {}").format(name) for style, name in enumerate(BANDS)]
+        sections.append(Curves(quantity, up.log, [CurveGroup("", heads, charts)], bands=True))
+    return sections
+
+
+def _bands(arm: Arm, quantity: str) -> list[Points]:
+    """The points of each of `BANDS`; none where the quantity was not recorded."""
+    by_round: dict[int, list[float]] = {}
+    for points in arm.runs[0].curve(quantity).values():
+        for round_, value in points:
+            by_round.setdefault(round_, []).append(value)
+    if not by_round:
+        return []
+    rounds = sorted(by_round)
+    table = np.array([np.quantile(by_round[round_], list(BANDS.values())) for round_ in rounds])
+    return [[(float(round_), float(value)) for round_, value in zip(rounds, column, strict=True)] for column in table.T]
 
 
 def _group(

@@ -71,6 +71,16 @@ class Run:
         return max((line.round for line in self.history), default=0)
 
     @cached_property
+    def accepted(self) -> set[int]:
+        """The classes of which a reply was accepted."""
+        return {line.class_ for line in self.history if line.status == "ok"}
+
+    @cached_property
+    def last_lines(self) -> dict[int, HistoryLine]:
+        """{class: its last line of the history}."""
+        return {line.class_: line for line in self.history}
+
+    @cached_property
     def course(self) -> Course:
         """How far its training has come."""
         course = Course(int(self.settings.get("rounds") or self.rounds_done))

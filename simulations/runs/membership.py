@@ -210,6 +210,9 @@ COLUMNS: Mapping[str, Key] = {
 """{column of the table: its key, at the times of a network that knows all}; *near* and *dense* are the attacks on
 samples alone; GSA and LiRA need shadows, and have no column without."""
 
+SHOWN = 30
+"""Classes in a table of a terminal: audit.json and the report have all."""
+
 WITH_INTERVAL = ("AUC: PIA", "extracted")
 
 
@@ -221,7 +224,8 @@ def _as_asked(rows: Sequence[AuditRow], key: Key) -> Key:
 
 
 def table(rows: Sequence[AuditRow]) -> Table:
-    """A line for the worst class, one for the mean, one for each class; 95 % intervals, – where undefined."""
+    """A line for the worst class, one for the mean, one for each class, or the `SHOWN` that leak most of many; 95 %
+    intervals, – where undefined."""
     by_key = {(row.class_, row.attack, row.t, row.metric): row for row in rows}
     classes = list(dict.fromkeys(row.class_ for row in rows))
     lines = Table("class", "members", "others", box=None, padding=(0, 2, 0, 0))
@@ -230,7 +234,8 @@ def table(rows: Sequence[AuditRow]) -> Table:
     columns = {name: key for name, key in asked.items() if key in tried or name not in ("GSA", "LiRA")}
     for heading in columns:
         lines.add_column(heading, justify="right")
-    for y in [place for place in (WORST, MEAN) if place in classes] + sorted(y for y in classes if isinstance(y, int)):
+    summaries = [place for place in (WORST, MEAN) if place in classes]
+    for y in summaries + _leaking_most(by_key, columns["AUC: PIA"], classes):
         headline = by_key[y, *columns["AUC: PIA"]]
         sizes = [str(headline.members), str(headline.non_members)] if isinstance(y, int) else ["", ""]
         lines.add_row(
@@ -239,6 +244,14 @@ def table(rows: Sequence[AuditRow]) -> Table:
             *(shown(by_key.get((y, *key)), interval=name in WITH_INTERVAL) for name, key in columns.items()),
         )
     return lines
+
+
+def _leaking_most(by_key: Mapping[Any, AuditRow], key: Key, classes: Sequence[int | str]) -> list[int]:
+    """The classes in order; of more than `SHOWN` those whose PIA sees most, that first."""
+    numbers = sorted(y for y in classes if isinstance(y, int))
+    if len(numbers) <= SHOWN:
+        return numbers
+    return sorted(numbers, key=lambda y: -(by_key[y, *key].value or 0.0))[:SHOWN]
 
 
 def part_in_words(rows: Sequence[AuditRow]) -> str:

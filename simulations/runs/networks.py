@@ -19,16 +19,14 @@ from fedmutual.errors import UserError
 from fedmutual.networks import OfClass, build, build_conditional
 from fedmutual.networks.owned import class_folder, read_owned
 from fedmutual.networks.split import is_split, lacks_private, sent, sent_part
-from fedmutual.run_folder import (
-    CONFIG,
+from fedmutual.run_folder import CONFIG, holds_run, read_facts
+from fedmutual.saved_networks import (
     SHARED,
     Checkpoint,
     NetworkOfRound,
     checkpoints,
-    holds_run,
     newest_checkpoint,
     read_checkpoint,
-    read_facts,
 )
 from fedmutual.settings import read_stored
 

@@ -3,8 +3,10 @@
 A local step stands beside a plain PyTorch loop with the same arithmetic, a round beside the gradient steps in it.
 """
 
+import os
 import statistics
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -17,13 +19,17 @@ from fedmutual.networks import build
 from fedmutual.records import pack_network, rounded_names
 from fedmutual.run_folder import read_history
 from server.orders import Run
+from simulations.deployment.loopback import MARK, living
 from simulations.engine.simulation import Simulation, overhead
 from simulations.upkeep.local_step import OnShare, Row, step
+from simulations.upkeep.soak import resident
 
-CLASSES = (5, 10, 20)
+CLASSES = (10, 100, 1000)
 """Numbers of classes over which the cost of a client's round is followed."""
 
-SCALING_PEERS = 4
+SCALING_PEERS, SCALING_STEPS, SCALING_CLIENTS = 4, 20, 1000
+"""Peers and, at most, local steps of a client's round there; and how many clients' rounds are measured, in one round of
+a thousand classes and in 20 of ten."""
 
 
 def bench(configs: Sequence[RunConfig], parts: Sequence[str], on_share: OnShare = lambda share: None) -> list[Row]:
@@ -63,7 +69,9 @@ def federated_round(config: RunConfig, on_share: OnShare) -> list[Row]:
 def scaling(config: RunConfig, on_share: OnShare) -> list[Row]:
     """Rounds of more and more classes with `SCALING_PEERS` peers each, on made-up data of the same shape.
 
-    Beside a round's seconds each row has `client_seconds`, what one client's round takes a core: it should not grow.
+    A row has what one client's round takes: `client_seconds` of a core by the clock, `client_core` seconds that all
+    processes together spend on a core, which hold on a busy machine too, and `server_mb`, the server's memory after the
+    last round. Neither of the first two should grow. Steps are few, so that what does grow would show.
     """
     rows = []
     for index, classes in enumerate(CLASSES):
@@ -79,7 +87,9 @@ def scaling(config: RunConfig, on_share: OnShare) -> list[Row]:
                 "test": 2,
                 "head_count": 0,
             }
-            sized = config.but(**made_up, peers_per_round=SCALING_PEERS)
+            steps = min(config.local_steps, SCALING_STEPS)
+            rounds = 1 + max(1, min(20, SCALING_CLIENTS // classes))
+            sized = config.but(**made_up, peers_per_round=SCALING_PEERS, local_steps=steps, rounds=rounds)
             rows.append(_rounds("scaling", sized, _part(on_share, index, len(CLASSES))))
     return rows
 
@@ -87,9 +97,16 @@ def scaling(config: RunConfig, on_share: OnShare) -> list[Row]:
 def _rounds(name: str, config: RunConfig, on_share: OnShare) -> Row:
     if config.rounds < 2:
         raise UserError("bench leaves the first round out: set rounds to 2 or more")
+    spent: list[float] = []
     with TemporaryDirectory() as folder:
         simulation: Simulation[Run] = Simulation(config.but(out=str(Path(folder) / "run"), store=""))
-        simulation.run(lambda rows: on_share(rows[0]["round"] / config.rounds))
+        os.environ[MARK] = folder  # Ray's processes inherit it, and are known by it
+
+        def after(rows: Sequence[Row]) -> None:
+            spent.append(core_seconds((os.getpid(), *living(Path(folder)))))
+            on_share(rows[0]["round"] / config.rounds)
+
+        simulation.run(after)
         history = [line for line in read_history(Path(folder) / "run") if line["round"] > 1]
     refused = next((line["reason"] for line in history if line["status"] not in ("ok", "idle")), None)
     if refused is not None:
@@ -109,9 +126,21 @@ def _rounds(name: str, config: RunConfig, on_share: OnShare) -> Row:
         "bare_seconds": wall / ratio,
         "ratio": ratio,
         "client_seconds": wall * at_once / clients,
+        "client_core": (spent[-1] - spent[0]) / len(history),
+        "server_mb": resident(os.getpid())[1],
         "bytes_down": statistics.mean(line["bytes_down"] for line in history),
         "bytes_up": statistics.mean(line["bytes_up"] for line in history),
     }
+
+
+def core_seconds(pids: Sequence[int]) -> float:
+    """Seconds that these processes have spent on a core, in the system's calls too, since they were started."""
+    ticks = 0
+    for pid in dict.fromkeys(pids):
+        with suppress(FileNotFoundError, ProcessLookupError):  # it has just ended
+            fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
+            ticks += int(fields[11]) + int(fields[12])
+    return ticks / os.sysconf("SC_CLK_TCK")
 
 
 # The wire

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from flwr.app import Context, RecordDict
 
-from client.app import own_data, own_fingerprint
+from client.app import opened_source, own_data, own_fingerprint
 from fedmutual.data.fingerprint import FILE
 from fedmutual.run_folder import read_history
 from server.strategy import RunFailed
@@ -18,7 +18,8 @@ def alone(place: Path, store: Path) -> LocalGrid:
     grid = LocalGrid([])
     node = {"partition-id": 0, "data-path": str(place), "store": str(store)}
     grid.contexts[1] = Context(1, 1, node, RecordDict(), {})
-    own_data.cache_clear()  # as a fresh process would
+    opened_source.cache_clear()  # as a fresh process would
+    own_data.cache_clear()
     own_fingerprint.cache_clear()
     return grid
 

@@ -47,10 +47,10 @@ def test_clients_of_one_process_share_the_peers_that_did_not_change(config, deco
 def test_a_network_that_changed_in_one_bit_is_another(config, decoded):
     state, loaded, own = states(config, [1])[1], LoadedPeers(), build(config, SHAPE, 0)
     initial = own.state_dict()
-    before = loaded.load([pack_network(state)], own, initial, LIMIT, config)[0]
+    before = loaded.load([pack_network(state)], own, initial, LIMIT, config)[0].outer.bias.clone()
     state["outer.bias"][0] = torch.nextafter(state["outer.bias"][0], torch.tensor(9.0))
     after = loaded.load([pack_network(state)], own, initial, LIMIT, config)[0]
-    assert not torch.equal(before.outer.bias, after.outer.bias)
+    assert not torch.equal(before, after.outer.bias)
     assert torch.equal(after.outer.bias, state["outer.bias"])
     assert len(decoded) == 2
 
@@ -71,6 +71,18 @@ def test_a_held_network_still_has_to_keep_this_clients_bound(config, decoded):
     with pytest.raises(Rejected, match="norm"):
         loaded.load([pack_network(state)], own, state, 0.99 * norm(state), config)
     assert len(decoded) == 1
+
+
+@pytest.mark.parametrize("autocast", ["none", "bfloat16"])
+def test_a_module_that_is_filled_anew_is_as_good_as_a_new_one(config, decoded, autocast):
+    settings, loaded, own = config.but(autocast=autocast), LoadedPeers(), build(config, SHAPE, 0)
+    first, second = ([pack_network(state) for state in states(config, who).values()] for who in (range(3), range(3, 7)))
+    modules = loaded.load(first, own, own.state_dict(), LIMIT, settings)
+    again = loaded.load(second, own, own.state_dict(), LIMIT, settings)
+    assert set(map(id, modules)) < set(map(id, again)), "three of the four are filled, and one is made"
+    for network, new in zip(again, LoadedPeers().load(second, own, own.state_dict(), LIMIT, settings), strict=True):
+        torch.testing.assert_close(network.state_dict(), new.state_dict(), rtol=0, atol=0)
+        assert not any(parameter.requires_grad for parameter in network.parameters())
 
 
 def test_other_settings_load_anew(config, decoded):

@@ -17,15 +17,10 @@ from fedmutual.run_folder import (
     AuditRow,
     HistoryLine,
     MetricRow,
-    NetworkOfRound,
     RunFacts,
     RunWriter,
     change_facts,
-    checkpoint_path,
-    checkpoints,
-    newest_checkpoint,
     read_audit,
-    read_checkpoint,
     read_facts,
     read_history,
     read_metrics,
@@ -33,6 +28,13 @@ from fedmutual.run_folder import (
     write_arrays,
     write_audit,
     write_metrics,
+)
+from fedmutual.saved_networks import (
+    NetworkOfRound,
+    checkpoint_path,
+    checkpoints,
+    newest_checkpoint,
+    read_checkpoint,
 )
 from simulations.report.comparison import comparison
 from simulations.runs.folder import read_run

@@ -13,7 +13,8 @@ from fedmutual.learning.igd import local_steps
 from fedmutual.learning.peers import Peers
 from fedmutual.learning.player import Player
 from fedmutual.networks import OfClass, build_conditional
-from fedmutual.run_folder import SHARED, read_history
+from fedmutual.run_folder import read_history
+from fedmutual.saved_networks import SHARED
 from server.averages import prepare_fedavg, prepare_fedprox
 from server.averaging import ITERATE, serve
 from server.roster import RunFailed

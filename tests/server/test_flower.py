@@ -16,9 +16,19 @@ import pytest
 import torch
 from flwr.app import Context, Error, Message, MessageType, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
+from flwr.proto.task_pb2 import Task
+from flwr.server.superlink.fleet.vce.vce_api import _register_nodes
+from flwr.server.superlink.linkstate import LinkStateFactory, linkstate_factory
+from flwr.server.superlink.linkstate.in_memory_linkstate import InMemoryLinkState, RunRecord
 from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import FedAvg, FedProx, Strategy
 from flwr.simulation import run_simulation
+from flwr.supercore.constant import FLWR_IN_MEMORY_DB_NAME, NOOP_FEDERATION_ID
+from flwr.supercore.object_store import ObjectStoreFactory
+from flwr.supercore.run import Run
+from flwr.supercore.task_identity import TaskIdentity
+from flwr.superlink.federation import NoOpFederationManager
+from flwr.superlink.grid import InMemoryGrid
 
 import server.flower
 from fedmutual.records import pack_network
@@ -69,6 +79,21 @@ INTERNALS = {
     "flwr.proto.message_pb2.ConfirmMessageReceivedRequest": None,
     "flwr.proto.message_pb2.ObjectTree": None,
     "flwr.proto.runtime_pb2.PullAppMessagesRequest": None,
+    "flwr.server.superlink.linkstate.linkstate_factory": None,
+    "flwr.server.superlink.linkstate.linkstate_factory.InMemoryLinkState": None,
+    "flwr.server.superlink.linkstate.in_memory_linkstate.InMemoryLinkState": None,
+    "flwr.server.superlink.linkstate.in_memory_linkstate.InMemoryLinkState.store_message_ins": ("self", "message"),
+    "flwr.server.superlink.linkstate.in_memory_linkstate.InMemoryLinkState.get_message_ins": (
+        "self",
+        "node_id",
+        "limit",
+        "run_id",
+    ),
+    "flwr.server.superlink.linkstate.in_memory_linkstate.InMemoryLinkState.get_message_res": (
+        "self",
+        "message_ids",
+        "run_id",
+    ),
     "flwr.serverapp.strategy.fedopt.FedOpt": None,
     "flwr.supercore.inflatable.inflatable_object.get_object_body": ("object_content", "cls"),
     "flwr.supercore.inflatable.inflatable_object.get_object_head_values_from_object_content": ("object_content",),
@@ -245,6 +270,83 @@ def test_a_pool_of_our_own_has_what_flowers_backend_asks_of_it():
         assert raybackend.RayBackend.terminate is not terminate
     assert raybackend.BasicActorPool is not ClientProcesses
     assert raybackend.RayBackend.terminate is terminate
+
+
+# The messages of a simulation
+
+
+class Post:
+    """A grid over `state`, with that many nodes, as `run_simulation` makes it; counts the looks at stored orders."""
+
+    def __init__(self, kind: type, nodes: int):
+        self.looks = 0
+
+        def look(state, message_ids, run_id=None):
+            self.looks += len(message_ids)
+            return kind._check_stored_messages(state, message_ids, run_id)
+
+        run = Run.create_empty(TaskIdentity.run_id)
+        run.primary_task_id, run.federation_id = 1, NOOP_FEDERATION_ID
+        factory = LinkStateFactory(FLWR_IN_MEMORY_DB_NAME, NoOpFederationManager(), ObjectStoreFactory())
+        with server.flower._replaced(
+            linkstate_factory, "InMemoryLinkState", type("Counted", (kind,), {"_check_stored_messages": look})
+        ):
+            self.state = factory.state()
+        self.state.run_ids[run.run_id] = RunRecord(run=run)
+        self.state.task_store[1] = Task(task_id=1, run_id=run.run_id)
+        self.grid = InMemoryGrid(factory)
+        self.grid.set_run(run)
+        self.nodes = list(_register_nodes(nodes, factory))
+
+    def play(self) -> list:
+        """What becomes of two rounds in which all nodes reply, the second in two halves, and one order is twice."""
+        seen = []
+        for round_ in (1, 2):
+            orders = [Message(RecordDict(), node, MessageType.TRAIN) for node in (*self.nodes, self.nodes[0])]
+            ids = list(self.grid.push_messages(orders))
+            assert self.grid.pull_messages(ids) == []
+            given = [self.state.get_message_ins(node, limit=1) for node in self.nodes]
+            seen.append([[self.nodes.index(order.metadata.dst_node_id) for order in orders] for orders in given])
+            assert all(order.metadata.delivered_at for (order,) in given)
+            seen.append([len(self.state.get_message_ins(node, limit=1)) for node in self.nodes])
+            seen.append([len(self.state.get_message_ins(node, limit=None)) for node in self.nodes])
+            for part in [given] if round_ == 1 else [given[::2], given[1::2]]:
+                for (order,) in part:
+                    reply = Message(RecordDict(), reply_to=order)
+                    reply.metadata.__dict__["_message_id"] = f"reply to {order.metadata.message_id}"
+                    self.state.store_message_res(reply)
+                replies = {reply.metadata.reply_to_message_id for reply in self.grid.pull_messages(ids)}
+                ids = [order for order in ids if order not in replies]
+                seen.append(sorted(self.nodes.index(order.metadata.dst_node_id) for (order,) in part))
+                assert replies == {order.metadata.message_id for (order,) in part}
+            assert len(ids) == 1, "the order that was sent twice and answered once"
+        return seen
+
+
+def test_orders_and_replies_are_those_of_flowers_own_state():
+    assert Post(server.flower.IndexedState, 7).play() == Post(InMemoryLinkState, 7).play()
+
+
+def test_a_message_costs_no_more_where_there_are_more_nodes():
+    """What `IndexedState` is for: were Flower's own state as good, this would fail, and it could go."""
+    few, many = Post(server.flower.IndexedState, 10), Post(server.flower.IndexedState, 80)
+    few.play(), many.play()
+    assert many.looks / 80 <= 1.1 * few.looks / 10
+    few, many = Post(InMemoryLinkState, 10), Post(InMemoryLinkState, 80)
+    few.play(), many.play()
+    assert many.looks / 80 > 4 * few.looks / 10
+
+
+def test_a_simulation_that_starts_in_the_block_has_an_indexed_state():
+    def made() -> object:
+        return LinkStateFactory(FLWR_IN_MEMORY_DB_NAME, NoOpFederationManager(), ObjectStoreFactory()).state()
+
+    with server.flower.indexed_messages():
+        assert isinstance(made(), server.flower.IndexedState)
+    assert type(made()) is InMemoryLinkState
+    source = inspect.getsource(resolve("flwr.simulation.run_simulation._main_loop"))
+    assert "LinkStateFactory(" in source
+    assert "FLWR_IN_MEMORY_DB_NAME" in source
 
 
 def test_apps_are_made_and_called_as_ever():

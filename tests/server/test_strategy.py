@@ -14,7 +14,9 @@ import server.resending
 from fedmutual.checkpoint import Unwritable
 from fedmutual.errors import UserError
 from fedmutual.learning.peers import draw_peers
-from fedmutual.run_folder import checkpoint_path, read_history
+from fedmutual.run_folder import read_history
+from fedmutual.saved_networks import checkpoint_path
+from fedmutual.seeds import generator
 from server.app import prepare, serve
 from server.flower import CLIENT_DIED, SIMULATED_CLIENT_DIED
 from server.roster import RunFailed
@@ -493,3 +495,14 @@ def test_peers_are_drawn_by_their_weights_without_themselves():
     assert drawn[:20] == [draw_peers("uniform", 0, range(5), 2, 0, round_) for round_ in range(20)]
     counts = [sum(y in peers for peers, _ in drawn) for y in range(1, 5)]
     assert all(160 < count < 240 for count in counts)
+
+
+@pytest.mark.parametrize("candidates", [range(50), [2, 3, 5, 7, 11, 13], range(10, 1000)])
+def test_a_draw_is_that_from_a_list_of_all_candidates(candidates):
+    """Runs of earlier versions, which made the list for every class, go on with the draws that they would have had."""
+    for y in (0, 7, 49, 999):
+        for round_ in range(1, 20):
+            others = [candidate for candidate in candidates if candidate != y]
+            rng = generator(3, y, round_, "peers")
+            drawn = torch.multinomial(torch.tensor([1 / len(others)] * len(others)), 4, generator=rng).tolist()
+            assert draw_peers("uniform", y, candidates, 4, 3, round_) == (sorted(others[i] for i in drawn), [0.25] * 4)

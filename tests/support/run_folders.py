@@ -64,3 +64,35 @@ def history() -> list[dict]:
     return [
         {"round": k, "class": y, "status": "ok", "reason": "", **numbers, **costs} for k in (1, 2, 3) for y in range(3)
     ]
+
+
+def many_classes(folder: Path, classes: int, rounds: int = 3, method: str = "mutual", audited: bool = False) -> Path:
+    """A finished run of many classes of points, of which the rarest, the last, fare best: an fd of K / y.
+
+    The name of class 7 would end a script, and the first class has no reply that was accepted.
+    """
+    folder.mkdir(parents=True)
+    settings = RunConfig().but(data="npz", rounds=rounds, beta=1.0 if method == "mutual" else 0.0).settings()
+    (folder / "config.toml").write_text(write_settings(settings))
+    names = [f"kind {y}" if y != 7 else "</script><b>kind 7" for y in range(classes)]
+    counts = [classes - y for y in range(classes)]
+    facts = {"name": "kinds", "method": method, "class_names": names, "training_counts": counts, "shape": [2]}
+    (folder / "run.json").write_text(json.dumps({**facts, "parameters": 9, "status": "done", "clients_at_once": 2}))
+    numbers = {"mutual": 0.1, "grad_norm": 1.0, "seconds": 0.5, "round_seconds": 9.0}
+    numbers |= {"bytes_down": 4000, "bytes_up": 1000}
+    lines = [
+        {"round": k, "class": y, "status": "ok", "reason": "", "loss": 1 / (k + y), "held_out": 2 / (k + y), **numbers}
+        if y
+        else {"round": k, "class": y, "status": "error", "reason": "no memory", "round_seconds": 9.0}
+        for k in range(1, rounds + 1)
+        for y in range(classes)
+    ]
+    (folder / "history.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    fd = {y: classes / y for y in range(1, classes)}
+    rows = [f"{method},0,{y},{counts[y]},{metric},{value}" for metric in ("fd", "kid") for y, value in fd.items()]
+    (folder / "metrics.csv").write_text("\n".join(["method,seed,class,n_train,metric,value", *rows]) + "\n")
+    if audited:
+        both = [(y, attack) for y in fd for attack in ("pia", "loss")]
+        found = [{"class": y, "attack": name, "metric": "auc", "value": 0.5 + y / classes / 3} for y, name in both]
+        (folder / "audit.json").write_text(json.dumps({"rows": found}))
+    return folder

@@ -13,7 +13,8 @@ from fedmutual.data import num_classes, open_source, sample_shape
 from fedmutual.data.fingerprint import write_fingerprints
 from fedmutual.device import pick_device
 from fedmutual.evaluation.features import Training
-from fedmutual.run_folder import ALL, MEAN, WORST, NetworkOfRound, RunWriter, read_history
+from fedmutual.run_folder import ALL, MEAN, WORST, RunWriter, read_history
+from fedmutual.saved_networks import NetworkOfRound
 from simulations.runs.measuring import evaluate
 from simulations.upkeep.gpu_proof.findings import Piece, Row
 from simulations.upkeep.gpu_proof.plain import PlainFederation

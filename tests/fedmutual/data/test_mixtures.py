@@ -7,7 +7,7 @@ import pytest
 import torch
 from scipy import integrate, stats
 
-from fedmutual.data.mixtures import MIXTURES, Mixture, case_one, line
+from fedmutual.data.mixtures import MIXTURES, Disc, Mixture, case_one, line
 from fedmutual.seeds import generator
 
 CLASSES = [
@@ -123,3 +123,18 @@ def test_named_families_are_the_papers():
     assert (two_bumps.means.flatten().tolist(), two_bumps.variances.tolist()) == ([-4.0, 4.0], [3.0, 3.0])
     assert (one.means.item(), one.variances.item()) == (0.0, 2.0)
     assert [mixture.means.item() for mixture in line(4, 2.0)] == [-3.0, -1.0, 1.0, 3.0]
+
+
+def test_a_disc_is_filled_evenly_and_its_classes_are_made_one_by_one():
+    disc = Disc(400, radius=2.0)
+    distances = torch.stack([mixture.means[0].norm() for mixture in disc])
+    for share in (0.25, 0.5, 0.75):  # of the area
+        assert (distances <= 2.0 * share**0.5).double().mean() == pytest.approx(share, abs=0.01)
+    means = torch.cat([mixture.means for mixture in disc])
+    nearest = torch.cdist(means, means).fill_diagonal_(math.inf).amin(1)
+    assert nearest.max() < 2.5 * nearest.min()
+    assert len(disc) == len(disc[:]) == 400
+    assert torch.equal(disc[3:5][1].means, disc[4].means)
+    assert disc[0] is not disc[0]
+    with pytest.raises(IndexError):
+        disc[400]

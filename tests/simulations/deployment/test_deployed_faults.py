@@ -13,7 +13,8 @@ import pytest
 from sklearn.datasets import load_digits
 
 from fedmutual.config import RunConfig
-from fedmutual.run_folder import checkpoint_path, read_history
+from fedmutual.run_folder import read_history
+from fedmutual.saved_networks import checkpoint_path
 from simulations.deployment.loopback import Deployment, kill
 from simulations.runs.networks import read_networks
 from tests.simulations.deployment.test_deployed import CLIENTS, PATIENCE, SETTINGS, finish

@@ -15,6 +15,7 @@ def quick(monkeypatch):
     monkeypatch.setattr(local_step, "TURN_SECONDS", 0.01)
     monkeypatch.setattr(bench, "CLASSES", (2,))
     monkeypatch.setattr(bench, "SCALING_PEERS", 1)
+    monkeypatch.setattr(bench, "SCALING_CLIENTS", 2)
 
 
 @pytest.mark.parametrize(
@@ -56,6 +57,8 @@ def test_rounds_and_their_scaling_are_those_of_real_simulations(quick):
     for row in rows[:2]:
         assert row["ratio"] == pytest.approx(row["seconds"] / row["bare_seconds"])
         assert row["client_seconds"] == pytest.approx(row["seconds"] * row["at_once"] / row["classes"])
+        assert 0 < row["client_core"] < 60
+        assert 50 < row["server_mb"] < 5000
     # What was counted on the wire is what the networks weigh.
     assert (rows[0]["bytes_down"], rows[0]["bytes_up"]) == (rows[2]["bytes_down"], rows[2]["bytes_up"])
     assert rows[1]["bytes_down"] == rows[1]["bytes_up"]
