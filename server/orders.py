@@ -10,11 +10,11 @@ import torch
 from flwr.app import Message, MessageType, RecordDict
 
 from fedmutual.config import RunConfig
-from fedmutual.learning.peers import draw_peers
 from fedmutual.records import pack_order
 from fedmutual.seeds import generator
 from server.bank import Bank, Entry
 from server.journal import Journal
+from server.wishes import Wishes
 
 OnRound = Callable[[list[dict[str, Any]]], None]
 """Is called with the lines of the history of each round, as soon as the round is over."""
@@ -22,12 +22,16 @@ OnRound = Callable[[list[dict[str, Any]]], None]
 
 @dataclass(frozen=True)
 class Run:
-    """What a server holds of a run. `for_clients` are settings that its clients are sent in place of the run's own."""
+    """What a server holds of a run. `for_clients` are settings that its clients are sent in place of the run's own.
+
+    wishes: the peers that its clients ask for, where they may.
+    """
 
     config: RunConfig
     bank: Bank
     journal: Journal
     for_clients: Mapping[str, Any] = field(default_factory=dict)
+    wishes: Wishes = field(default_factory=Wishes)
 
     def with_steps(self, local_steps: int) -> "Run":
         """The same run with another number of local steps."""
@@ -67,7 +71,7 @@ def _pool(run: Run) -> dict[int, Entry]:
 
 def _order(run: Run, number: int, y: int, node: int, pool: dict[int, Entry]) -> Message:
     config, bank, mutual = run.config, run.bank, run.config.mutual
-    peers, weights = draw_peers(mutual.peer_weights, y, list(pool), mutual.peers_per_round, config.seed, number)
+    peers, weights = run.wishes.peers(config, y, sorted(pool), number)
     entries = {f"peer-{z}": pool[z] for z in peers}
     records = {name: entry.record for name, entry in entries.items()}
     if peers and mutual.exchange == "mean":
