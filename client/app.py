@@ -114,10 +114,9 @@ def _train(message: Message, context: Context) -> Message:
                 check_values(network, norm_limit(initial, bound))
             store.keep(player, numbers, checkpointed, whole=config.publishing.mode == "network")
     rounded = rounded_names(player.network, config.federation.wire_dtype)
-    network, asked = pack_network(sent(player.published()), rounded), {}
-    if config.federation.ask_for_peers:
-        asked = pack_asked(helpers(player, config.mutual.peers_per_round // 2))
-    reply = RecordDict({"network": network, "numbers": pack_numbers(numbers), **asked})
+    record = pack_network(sent(player.published()), rounded)
+    helped = helpers(player, config.mutual.peers_per_round // 2) if config.federation.ask_for_peers else []
+    reply = RecordDict({"network": record, "numbers": pack_numbers(numbers), **pack_asked(helped)})
     return Message(reply, reply_to=message)
 
 

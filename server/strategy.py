@@ -105,7 +105,7 @@ class MutualLearning(Strategy):
         except Rejected as rejected:
             return _line(round_, y, "rejected", str(rejected)) | {"bytes_up": received}
         names = {"grad_norm": "gradient-norm", "held_out": "held-out-loss"}
-        measured = {field: numbers.get(names.get(field, field)) for field in MEASURED}
+        measured: dict[str, Any] = {field: numbers.get(names.get(field, field)) for field in MEASURED}
         measured |= {"count": numbers["count"]} if "count" in numbers else {}
         measured |= {"asked": asked} if asked else {}
         self.run.wishes.asked[y] = asked
