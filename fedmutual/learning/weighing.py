@@ -39,7 +39,8 @@ def schedule(config: RunConfig, held_out: int, peers: int) -> tuple[int, int]:
     wanted, of_step = DRAWS * held_out, config.mutual.peers_per_step or peers
     if config.optimiser.draws == "fixed":  # a step of all samples at all times costs more than weighing does
         return 1, wanted
-    work = config.local_steps * config.optimiser.batch * (UPDATE + min(of_step, peers))
+    steps = max(1, config.local_steps)  # with 0 the local steps refuse
+    work = steps * config.optimiser.batch * (UPDATE + min(of_step, peers))
     paid = SHARE * work / (LEVELS * (1 + peers))
     shown = min(wanted, max(HELD_OUT_TO_CHOOSE, int(EVERY * paid)))
     return math.ceil(shown / paid), shown
