@@ -31,7 +31,7 @@ from fedmutual.learning.igd import Diverged, local_steps
 from fedmutual.learning.keeping import end_round
 from fedmutual.learning.peers import Peers
 from fedmutual.learning.player import Player
-from fedmutual.learning.stacking import weighed
+from fedmutual.learning.weighing import helpers, weighed
 from fedmutual.networks import build
 from fedmutual.networks.split import sent
 from fedmutual.records import (
@@ -39,8 +39,10 @@ from fedmutual.records import (
     Rejected,
     check_values,
     norm_limit,
+    pack_asked,
     pack_network,
     pack_numbers,
+    peer_classes,
     rounded_names,
     unpack_order,
 )
@@ -107,7 +109,7 @@ def _train(message: Message, context: Context) -> Message:
         if numbers.get("round") == round_:
             log(INFO, "round %d was done before: its reply is sent again", round_)
         else:
-            measured = _round(player, data, peers, config, y, round_)
+            measured = _round(player, data, peers, order["peers"], config, y, round_)
             numbers = {"class": y, "attempt": attempt, "round": round_, **measured}
             # A state that the server would refuse is not kept: the next round starts from the last good one.
             for network in (player.published(), player.network.state_dict()):
@@ -115,16 +117,20 @@ def _train(message: Message, context: Context) -> Message:
                 check_values(network, norm_limit(initial, bound))
             store.keep(player, numbers, checkpointed, whole=config.publishing.mode == "network")
     rounded = rounded_names(player.network, config.federation.wire_dtype)
-    reply = RecordDict({"network": pack_network(sent(player.published()), rounded), "numbers": pack_numbers(numbers)})
+    record = pack_network(sent(player.published()), rounded)
+    helped = helpers(player, config.mutual.peers_per_round // 2) if config.federation.ask_for_peers else []
+    reply = RecordDict({"network": record, "numbers": pack_numbers(numbers), **pack_asked(helped)})
     return Message(reply, reply_to=message)
 
 
-def _round(player: Player, data: ClassData, peers: Peers, config: RunConfig, y: int, round_: int) -> Numbers:
-    """Take the round's local steps and choose what is published after them; what was measured."""
+def _round(
+    player: Player, data: ClassData, peers: Peers, names: list[str], config: RunConfig, y: int, round_: int
+) -> Numbers:
+    """Take the round's local steps against peers of these names, and choose what is published; what was measured."""
     process = make_process(config.diffusion, data.train.device, dtype_of(config.compute))
     started = time.perf_counter()
     if config.mutual.rule == "auto":
-        peers = weighed(peers, player, data.held_out, config, process, y, round_)
+        peers = weighed(peers, peer_classes(names), player, data.held_out, config, process, y, round_)
     steps = local_steps(player, data.train, peers, config, process, y, round_)
     seconds = time.perf_counter() - started
     numbers = {

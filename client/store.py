@@ -18,6 +18,7 @@ from torch import Tensor
 from fedmutual.checkpoint import load_newest, save, writing
 from fedmutual.learning.keeping import pack_kept, unpack_kept
 from fedmutual.learning.player import Player
+from fedmutual.learning.weighing import pack_weighed, unpack_weighed
 from fedmutual.networks.owned import class_folder, owned_path, write_owned
 
 KEPT = 2
@@ -139,9 +140,10 @@ def _round_of(path: Path) -> int:
 
 
 def _pack(player: Player) -> dict[str, Tensor]:
-    """Network, averaged parameters, what is kept and optimiser state under one flat set of names."""
+    """Network, averaged parameters, what is kept, weights of peers and optimiser state under one flat set of names."""
     tensors = {f"network/{name}": tensor for name, tensor in player.network.state_dict().items()}
-    tensors |= {f"average/{index}": tensor for index, tensor in enumerate(player.average)} | pack_kept(player)
+    tensors |= {f"average/{index}": tensor for index, tensor in enumerate(player.average)}
+    tensors |= pack_kept(player) | pack_weighed(player)
     for index, state in player.optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer/{index}/{name}": tensor for name, tensor in state.items() if tensor is not None}
     return tensors
@@ -165,4 +167,5 @@ def _unpack(player: Player, tensors: dict[str, Tensor]) -> None:
     for place, parameter in enumerate(player.average):
         parameter.copy_(average[place])
     unpack_kept(player, tensors)
+    unpack_weighed(player, tensors)
     player.optimizer.load_state_dict({**player.optimizer.state_dict(), "state": optimizer})

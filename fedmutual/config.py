@@ -305,6 +305,11 @@ class Federation(Group):
         1, description="rounds between reports of held-out losses; 0: never; keep = best measures in every one"
     )
     share_counts: bool = Field(False, description="let clients report their number of samples")
+    ask_for_peers: bool = Field(
+        False,
+        description="let clients ask by number for the peers that helped them by beta-rule = auto: up to half of "
+        "peers-per-round",
+    )
     resume: bool = Field(False, description="continue the run in `out` from its last checkpoint")
     out: str = Field("", description="run folder at the server; empty: a new one under ~/.fedmutual/runs")
     store: str = Field("", description="folder for a client's own state; empty: ~/.fedmutual/clients")
@@ -483,6 +488,10 @@ _EFFECTS: dict[str, tuple[str, Callable[[RunConfig], bool]]] = {
     "extractor-steps": ("extractor", lambda config: bool(config.measuring.extractor)),
     "tstr-seeds": ("samples", lambda config: config.measuring.samples > 0 or not config.measuring.tstr_seeds),
     "caution": ("beta-rule", lambda config: config.mutual.rule == "auto"),
+    "ask-for-peers": (
+        "beta-rule",
+        lambda config: config.mutual.rule == "auto" or not config.federation.ask_for_peers,
+    ),
     "omega-weight": ("beta-rule", lambda config: config.mutual.rule != "auto"),
     "beta-rule": ("held-out", lambda config: config.mutual.rule != "auto" or config.data.held_out > 1),
     "optimizer-state": ("optimizer", lambda config: config.optimiser.name == "adam"),
@@ -532,6 +541,11 @@ def refuse_without_effect(
                 f"{key} = {value} has no effect with {other} = {config.settings()[other]}: "
                 f"change {other}, or leave {key} out"
             )
+    if config.federation.ask_for_peers and (config.mutual.peers_per_round < 2 or config.mutual.exchange == "mean"):
+        raise UserError(
+            "ask-for-peers = true leaves half of the peers that are drawn to the clients' choice: set peers-per-round "
+            "to 2 or more, with exchange = networks, or leave ask-for-peers out"
+        )
     if config.mutual.exchange == "mean" and not (
         config.network.kind == "random-features" and config.network.shared_init
     ):

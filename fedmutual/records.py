@@ -4,7 +4,8 @@ What crosses the wire, and nothing else:
 
 - server to client: the settings of the run and of the round (`ORDER`), and the peers' networks, each a record
   that `peers` names;
-- client to server: its class (`HELLO`), then its network (`network`) and numbers (`NUMBERS`).
+- client to server: its class (`HELLO`), then its network (`network`) and numbers (`NUMBERS`), and with `ask-for-peers`
+  the classes that it asks for (`ASKED`).
 
 What arrives was written by another machine. It is accepted whole or refused whole, with one line that says why.
 """
@@ -31,6 +32,7 @@ HELLO = ("class", "partitions")
 ORDER = ("settings", "run", "attempt", "round", "checkpointed", "reported", "peers", "weights")
 NUMBERS = ("class", "attempt", "round", "step", "loss", "mutual", "gradient-norm", "seconds")
 OPTIONAL_NUMBERS = ("held-out-loss", "count")
+ASKED = ("classes",)
 
 
 REASON = 300
@@ -185,6 +187,47 @@ def unpack_hello(content: RecordDict) -> tuple[int, int]:
     for name in HELLO:
         _check_whole(name, record[name])
     return int(record["class"]), int(record["partitions"])
+
+
+def pack_asked(classes: list[int]) -> dict[str, MetricRecord]:
+    """{"asked": the classes that a client asks for as its next peers}; nothing where it asks for none."""
+    return {"asked": MetricRecord({"classes": classes})} if classes else {}
+
+
+def unpack_asked(content: RecordDict) -> list[int]:
+    """The classes that a reply asks for.
+
+    Raises:
+        Rejected: what is there is no list of different classes.
+    """
+    if "asked" not in content:
+        return []
+    record = content.metric_records.get("asked")
+    if record is None:
+        raise Rejected("asked is no record of numbers")
+    _check_names("asked", set(record), set(ASKED))
+    classes: Any = record["classes"]
+    if not isinstance(classes, list) or len(set(classes)) < len(classes):
+        raise Rejected(f"asked = {classes} is not a list of different classes")
+    for z in classes:
+        _check_whole("a class that is asked for", z)
+    return classes
+
+
+PEER = re.compile(r"peer-(\d{1,9})", re.ASCII)
+
+
+def peer_classes(names: list[str]) -> list[int]:
+    """The classes of an order's peers by the names of their records, `peer-7`; of a mean network -1.
+
+    Raises:
+        Rejected: a name that no server of ours gives.
+    """
+    matches = [PEER.fullmatch(name) for name in names]
+    classes = [int(match[1]) if match else -1 for match in matches]
+    if len(set(classes)) < len(classes) or (-1 in classes and names != ["peer-mean"]):
+        raise Rejected(f"peers {names[:3]} are not named by different classes")
+    return classes
 
 
 def _numbers_in(

@@ -146,10 +146,11 @@ class HistoryLine(Record):
     status: ok, idle (not asked), error, rejected or missing (no reply in time); reason: why it is not ok; step:
     gradient steps of the class's client so far; loss, mutual term and gradient norm: means over the round's steps;
     held_out: the loss on samples kept from training; seconds: of gradient steps; round_seconds: of the whole round;
-    count: the class's training samples, where clients share it. None where a value was not measured.
+    count: the class's training samples, where clients share it; asked: the peers that it asked for, where clients may.
+    None where a value was not measured.
     """
 
-    LEFT_OUT = frozenset({"step", "count"})
+    LEFT_OUT = frozenset({"step", "count", "asked"})
 
     round: int
     class_: int
@@ -164,12 +165,15 @@ class HistoryLine(Record):
     bytes_down: int = 0
     bytes_up: int = 0
     count: int | None = None
+    asked: Sequence[int] | None = None
     round_seconds: float | None = None
     more: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         _whole("round", self.round)
         _whole("class", self.class_)
+        for z in self.asked or ():
+            _whole("asked", z)
         for name in ("step", "loss", "mutual", "grad_norm", "held_out", "seconds", "round_seconds", "count"):
             _number(name, getattr(self, name))
         for name in ("bytes_down", "bytes_up"):

@@ -15,6 +15,7 @@ from fedmutual.config import RunConfig, beyond_defaults, refuse_without_effect
 from fedmutual.course import Course
 from fedmutual.data import num_classes, sample_shape
 from fedmutual.errors import UserError
+from fedmutual.run_folder import read_history
 from server.bank import Bank
 from server.intake import guarded
 from server.journal import Journal, settled_before
@@ -23,6 +24,7 @@ from server.pace import WORTHWHILE, settle, worthwhile_steps
 from server.resending import Resending
 from server.roster import Roster, RunFailed
 from server.strategy import MutualLearning
+from server.wishes import Wishes
 
 MEASURABLE = 1e-3
 """Seconds of gradient steps, as clients report them, from which advice can be worked out."""
@@ -94,7 +96,9 @@ def prepare(config: RunConfig, for_clients: Mapping[str, Any] | None = None) -> 
         raise UserError(
             f"min-clients = {config.federation.min_clients}, and there are {bank.classes} classes: lower it"
         )
-    return Run(config, bank, Journal(config, bank), for_clients or {})
+    journal = Journal(config, bank)
+    told = read_history(journal.folder, bank.classes) if config.federation.ask_for_peers else []
+    return Run(config, bank, journal, for_clients or {}, Wishes(told))
 
 
 def serve(grid: Grid, run: Run, on_round: OnRound = lambda rows: None) -> None:

@@ -83,7 +83,7 @@ class Bank:
                 raise Rejected(f"{name} is {numbers[name]}, and the order was for {expected}")
         if y in self.entries and self.entries[y].round >= round_:
             raise Rejected(f"class {y} has already replied for round {round_}")
-        if set(content) != {"network", "numbers"} or "network" not in content.array_records:
+        if set(content) - {"asked"} != {"network", "numbers"} or "network" not in content.array_records:
             raise Rejected(f"the reply holds {sorted(content)[:3]}, not one network and its numbers")
         network = unpack_network(content.array_records["network"], self.like, self.norm_limit, self.rounded)
         # Packed anew: peers are sent what was checked, not the bytes that a client wrote.

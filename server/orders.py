@@ -10,11 +10,11 @@ import torch
 from flwr.app import Message, MessageType, RecordDict
 
 from fedmutual.config import RunConfig
-from fedmutual.learning.peers import draw_peers
 from fedmutual.records import pack_order
 from fedmutual.seeds import generator
 from server.bank import Bank, Entry
 from server.journal import Journal
+from server.wishes import Wishes
 
 OnRound = Callable[[list[dict[str, Any]]], None]
 """Is called with the lines of the history of each round, as soon as the round is over."""
@@ -22,12 +22,16 @@ OnRound = Callable[[list[dict[str, Any]]], None]
 
 @dataclass(frozen=True)
 class Run:
-    """What a server holds of a run. `for_clients` are settings that its clients are sent in place of the run's own."""
+    """What a server holds of a run. `for_clients` are settings that its clients are sent in place of the run's own.
+
+    wishes: the peers that its clients ask for, where they may.
+    """
 
     config: RunConfig
     bank: Bank
     journal: Journal
     for_clients: Mapping[str, Any] = field(default_factory=dict)
+    wishes: Wishes = field(default_factory=Wishes)
 
     def with_steps(self, local_steps: int) -> "Run":
         """The same run with another number of local steps."""
@@ -73,7 +77,7 @@ def _order(
 ) -> Message:
     """What is sent to one client: nothing here may take longer the more classes there are."""
     config, bank, mutual = run.config, run.bank, run.config.mutual
-    peers, weights = draw_peers(mutual.peer_weights, y, candidates, mutual.peers_per_round, config.seed, number)
+    peers, weights = run.wishes.peers(config, y, candidates, number)
     entries = {f"peer-{z}": pool[z] for z in peers}
     records = {name: entry.record for name, entry in entries.items()}
     if peers and mutual.exchange == "mean":

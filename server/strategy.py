@@ -18,6 +18,7 @@ from fedmutual.records import Rejected, size_of
 from server.intake import Refusal
 from server.orders import OnRound, Round, Run, order_round
 from server.roster import Roster, RunFailed, reason_of
+from server.wishes import asked_in
 
 PATIENCE = 3
 """Rounds in a row without one accepted reply after which a run stops."""
@@ -99,12 +100,15 @@ class MutualLearning(Strategy):
             return _line(round_, y, status, reason_of(reply))
         received = size_of(reply.content)
         try:
+            asked = asked_in(reply.content, self.run.config, y, self.run.bank.classes)
             numbers = self.run.bank.accept(y, self.run.journal.attempt, round_.number, reply.content)
         except Rejected as rejected:
             return _line(round_, y, "rejected", str(rejected)) | {"bytes_up": received}
         names = {"grad_norm": "gradient-norm", "held_out": "held-out-loss"}
-        measured = {field: numbers.get(names.get(field, field)) for field in MEASURED}
+        measured: dict[str, Any] = {field: numbers.get(names.get(field, field)) for field in MEASURED}
         measured |= {"count": numbers["count"]} if "count" in numbers else {}
+        measured |= {"asked": asked} if asked else {}
+        self.run.wishes.asked[y] = asked
         return _line(round_, y, "ok", "") | {"bytes_up": received} | measured
 
     def _judge(self, rows: list[dict[str, Any]], first: bool) -> None:

@@ -25,6 +25,9 @@ from tests.support.federation import LocalGrid, Stopped, assert_same, federate, 
 OVERFIT = {"keep": "best", "schedule": "constant", "learning_rate": 0.05, "rounds": 7}
 """Settings beside those of `small` under which several classes publish an earlier round."""
 
+AUTO = {"beta_rule": "auto", "batch": 64, "local_steps": 6, "caution": 0.0}
+"""Settings beside those of `small` under which peers are weighed in every fourth round."""
+
 
 @pytest.mark.parametrize(("kind", "keep"), [("mlp", "last"), ("random-features", "last"), ("mlp", "best")])
 def test_one_local_step_with_everyone_equals_simultaneous_igd_in_one_process(small, kind, keep):
@@ -112,7 +115,7 @@ def test_bfloat16_on_the_wire_rounds_what_is_sent_and_halves_it_and_changes_no_c
     assert_same(near, exact, rtol=0.02, atol=0.02)
 
 
-@pytest.mark.parametrize("own", [{}, OVERFIT, {"beta_rule": "auto"}], ids=["last", "best", "auto"])
+@pytest.mark.parametrize("own", [{}, OVERFIT, AUTO], ids=["last", "best", "auto"])
 @pytest.mark.parametrize("checkpoint_every", [1, 3])
 def test_stopping_and_resuming_equals_running_through(small, tmp_path, checkpoint_every, own):
     """With checkpoints every 3 rounds the clients' stores are ahead of the server when it resumes."""
@@ -129,10 +132,10 @@ def test_stopping_and_resuming_equals_running_through(small, tmp_path, checkpoin
     assert lines == [(round_, y) for round_ in range(1, 8) for y in range(10)]
 
 
-@pytest.mark.parametrize("rule", ["scarcity", "auto"])
-def test_result_does_not_depend_on_the_order_of_clients(small, tmp_path, rule):
-    first = networks(federate(small(beta_rule=rule), LocalGrid(range(10), seed=1)))
-    other = small(beta_rule=rule, out=str(tmp_path / "b"), store=str(tmp_path / "c"))
+@pytest.mark.parametrize("own", [{}, {**AUTO, "rounds": 5}], ids=["scarcity", "auto"])
+def test_result_does_not_depend_on_the_order_of_clients(small, tmp_path, own):
+    first = networks(federate(small(**own), LocalGrid(range(10), seed=1)))
+    other = small(**own, out=str(tmp_path / "b"), store=str(tmp_path / "c"))
     assert_same(first, networks(federate(other, LocalGrid(reversed(range(10)), seed=2))))
 
 

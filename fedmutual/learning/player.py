@@ -25,6 +25,29 @@ class Kept:
     newest: bool = True
 
 
+@dataclass(frozen=True)
+class Weighed:
+    """What peers were worth to a class when it last weighed them, see `fedmutual.learning.weighing`.
+
+    round: when that was; classes: the peers'; weights: [levels, 1 + peers], the own network's first, rows summing to 1.
+    """
+
+    round: int
+    classes: tuple[int, ...]
+    weights: Tensor
+
+    def of(self, classes: Sequence[int]) -> Tensor:
+        """The weights with peers of these classes, [levels, 1 + classes]; what others had is the own network's."""
+        column = {z: place for place, z in enumerate(self.classes, 1)}
+        weights = self.weights.new_zeros(len(self.weights), 1 + len(classes))
+        for place, z in enumerate(classes, 1):
+            if z in column:
+                weights[:, place] = self.weights[:, column[z]]
+        missing = [place for z, place in column.items() if z not in classes]
+        weights[:, 0] = self.weights[:, 0] + self.weights[:, missing].sum(1)
+        return weights
+
+
 @dataclass
 class Player:
     """One class's state between rounds: network theta_y, optimiser, averaged parameters, steps taken, what it keeps."""
@@ -34,6 +57,7 @@ class Player:
     average: list[Tensor]
     step: int = 0
     kept: Kept | None = None
+    weighed: Weighed | None = None
 
     @classmethod
     def start(cls, network: nn.Module, optimiser: Optimiser) -> "Player":

@@ -8,12 +8,10 @@ range of noise are
 
 and of the way from its own network alone to w a class goes as far as held-out samples vouch for (`weigh`). The mutual
 term with beta_y omega(t) = lambda(t) (1 - w_0) / w_0 and Q_y(k) = w_k / (1 - w_0) has its minimum at that mixture.
-Nothing of this leaves the client.
+When that is done, and what follows, is in `fedmutual.learning.weighing`.
 """
 
-import copy
 from collections.abc import Sequence
-from dataclasses import replace
 
 import numpy as np
 import torch
@@ -25,8 +23,7 @@ from fedmutual.diffusion import Process
 from fedmutual.diffusion.process import expand
 from fedmutual.learning.batches import level_of
 from fedmutual.learning.objective import denoising_target
-from fedmutual.learning.peers import ByNoise, Peers
-from fedmutual.learning.player import Player, predict
+from fedmutual.learning.player import predict
 from fedmutual.seeds import generator
 from fedmutual.theory.choice import folds, surest
 
@@ -45,10 +42,15 @@ WAY = tuple(step / 100 for step in range(101))
 
 @torch.no_grad()
 def error_products(
-    networks: Sequence[nn.Module], x0: Tensor, config: RunConfig, process: Process, rng: torch.Generator
+    networks: Sequence[nn.Module],
+    x0: Tensor,
+    config: RunConfig,
+    process: Process,
+    rng: torch.Generator,
+    draws: int = DRAWS,
 ) -> Tensor:
-    """lambda(t) <e_k, e_l> / d of every sample, `x0: [n, *dims]`, the mean of `DRAWS`: [levels, n, K, K] on the CPU."""
-    repeated, weight = x0.repeat(DRAWS, *[1] * (x0.ndim - 1)), process.weight(config.diffusion.lambda_weight)
+    """lambda(t) <e_k, e_l> / d of every sample, `x0: [n, *dims]`, the mean of `draws`: [levels, n, K, K] on the CPU."""
+    repeated, weight = x0.repeat(draws, *[1] * (x0.ndim - 1)), process.weight(config.diffusion.lambda_weight)
     times, levels, rows = torch.arange(len(process), device=x0.device), min(LEVELS, len(process)), []
     for level in range(levels):
         inside = times[level_of(times, len(process), levels) == level]
@@ -58,7 +60,7 @@ def error_products(
         target = denoising_target(config.diffusion.parametrisation, repeated, noise, alpha, sigma)
         x, t, scale = process.noised(repeated, index, noise), process.times[index], expand(weight[index].sqrt(), noise)
         errors = [scale * (predict(network, x, t, config.compute.autocast) - target) for network in networks]
-        rows.append(products(torch.stack(errors)).unflatten(0, (DRAWS, -1)).mean(0))
+        rows.append(products(torch.stack(errors)).unflatten(0, (draws, -1)).mean(0))
     return torch.stack(rows).cpu()
 
 
@@ -109,30 +111,15 @@ def stack(
     process: Process,
     y: int,
     round_: int,
+    draws: int = DRAWS,
 ) -> Tensor:
     """The weights of class y's own network and its peers' in each range of noise, [levels, 1 + peers].
 
     Randomness: (seed, y, round, "stacking").
     """
     rng = generator(config.seed, y, round_, "stacking", device=held_out.device)
-    table = error_products([own, *peers], held_out, config, process, rng)
+    table = error_products([own, *peers], held_out, config, process, rng, draws)
     return torch.stack([weigh(one, config.mutual.caution) for one in table])
-
-
-def weighed(
-    peers: Peers, player: Player, held_out: Tensor, config: RunConfig, process: Process, y: int, round_: int
-) -> Peers:
-    """The peers of a round with Q_y and strength by what `held_out: [n, *dims]` say; none where none is worth it."""
-    if not peers.networks or len(held_out) < 2:
-        return Peers()
-    own = copy.deepcopy(player.network)
-    own.load_state_dict(player.published())
-    weights = stack(own.eval(), peers.networks, held_out, config, process, y, round_)
-    share = weights[:, 1:].sum(1)
-    if not share.any():
-        return Peers()
-    q = weights[:, 1:] / torch.where(share > 0, share, 1.0)[:, None]
-    return replace(peers, by_noise=ByNoise(q, (share / weights[:, 0]).clamp(max=config.mutual.beta)))
 
 
 class Stacked(nn.Module):

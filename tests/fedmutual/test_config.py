@@ -169,6 +169,13 @@ def test_data_of_ones_own_keep_their_tail_by_default(settings, tail):
         ({"caution": 2.0}, {}, "caution = 2.0 has no effect with beta-rule = scarcity"),
         ({"omega-weight": "one"}, {"beta-rule": "auto"}, "omega-weight = one has no effect with beta-rule = auto"),
         ({"beta-rule": "auto"}, {"held-out": 1}, "beta-rule = auto has no effect with held-out = 1"),
+        (
+            {"ask-for-peers": True, "peers-per-round": 4},
+            {},
+            "ask-for-peers = True has no effect with beta-rule = scarcity",
+        ),
+        ({"ask-for-peers": True}, {"beta-rule": "auto"}, "set peers-per-round to 2 or more"),
+        ({"ask-for-peers": True, "peers-per-round": 1}, {"beta-rule": "auto"}, "set peers-per-round to 2 or more"),
         ({"batch": 5}, {"draws": "fixed"}, "batch = 5 has no effect"),
         ({"evaluate-every": 2}, {"held-out": 0}, "evaluate-every = 2 has no effect with held-out = 0"),
         ({"keep": "best", "held-out": 7}, {}, "keep = best has no effect with held-out = 7"),

@@ -23,15 +23,15 @@ from fedmutual.learning.stacking import (
     products,
     stack,
     weigh,
-    weighed,
 )
+from fedmutual.learning.weighing import weighed
 from fedmutual.networks import build
 from fedmutual.seeds import generator
 from tests.support.data import load_class
 from tests.support.federation import SMALL, assert_same, federate, networks
 
 SHAPE = (6,)
-CONFIG = RunConfig.of({"beta-rule": "auto", "dtype": "float64"})
+CONFIG = RunConfig.of({"beta-rule": "auto", "dtype": "float64", "local-steps": 200})
 PROCESS = make_process(CONFIG.diffusion, dtype=torch.float64)
 
 
@@ -97,7 +97,7 @@ def test_exact_peers_take_nearly_all():
     assert (weights_of(FITTED, [EXACT, Wrong(1), Wrong(2)])[1:, 1] > 0.95).all()
     for seed in range(5):
         assert (weights_of(FAR, [EXACT, Wrong(1), Wrong(2)], seed=seed)[:, 1] > 0.8).all()
-        peers = weighed(Peers([EXACT] * 3), player_of(FAR), held_out(20, seed), CONFIG, PROCESS, 0, 1)
+        peers = weighed(Peers([EXACT] * 3), [1, 2, 3], player_of(FAR), held_out(20, seed), CONFIG, PROCESS, 0, 1)
         assert (peers.by_noise.strength == CONFIG.mutual.beta).all(), "bounded by beta"
         torch.testing.assert_close(peers.by_noise.q.sum(1), torch.ones(LEVELS, dtype=torch.float64))
 
@@ -150,8 +150,8 @@ def player_of(network):
 
 def test_nobody_to_learn_from_is_isolated():
     for peers, count in ((Peers(), 20), (Peers([EXACT]), 1), (Peers([EXACT]), 0)):
-        assert weighed(peers, player_of(FITTED), held_out(count), CONFIG, PROCESS, 0, 1) == Peers()
-    assert weighed(Peers([Wrong(1)]), player_of(EXACT), held_out(20), CONFIG, PROCESS, 0, 1).by_noise is None
+        assert weighed(peers, [1], player_of(FITTED), held_out(count), CONFIG, PROCESS, 0, 1) == Peers()
+    assert weighed(Peers([Wrong(1)]), [1], player_of(EXACT), held_out(20), CONFIG, PROCESS, 0, 1).by_noise is None
 
 
 def config(**settings):
@@ -223,8 +223,8 @@ def test_pulled_by_exact_peers_a_network_denoises_better_than_alone():
     """Ten samples in six dimensions, and a peer that has the true score."""
     settings = config(beta_rule="auto", local_steps=300, learning_rate=3e-3, diffusion_steps=100, ema=0.9, beta=9.0)
     player = Player.start(build(settings, SHAPE, 0), settings.optimiser)
-    for _ in range(2):
-        peers = weighed(Peers([EXACT, Wrong(1)]), player, held_out(20, 1), settings, PROCESS, 0, 1)
+    for round_ in (1, 2):
+        peers = weighed(Peers([EXACT, Wrong(1)]), [1, 2], player, held_out(20, 1), settings, PROCESS, 0, round_)
         local_steps(player, held_out(10), peers, settings, PROCESS, 0, 1)
     alone = Player.start(build(settings, SHAPE, 0), settings.optimiser)
     for _ in range(2):
@@ -245,7 +245,7 @@ def test_beta_0_is_isolated_whatever_the_rule(small, tmp_path):
 
 
 def test_real_networks_use_their_peers_and_more_caution_means_less(small, tmp_path):
-    settings = RunConfig.of(SMALL, {"beta-rule": "auto", "local-steps": 30})
+    settings = RunConfig.of(SMALL, {"beta-rule": "auto", "local-steps": 30, "batch": 64})
     process = make_process(settings.diffusion)
     parts: list[ClassData] = [load_class(settings, y) for y in range(4)]
     players = [Player.start(build(settings, (1, 8, 8), y), settings.optimiser) for y in range(4)]
@@ -254,6 +254,7 @@ def test_real_networks_use_their_peers_and_more_caution_means_less(small, tmp_pa
     peers = Peers([freeze(copy.deepcopy(player.network), "none") for player in players[1:]], [1 / 3] * 3)
     strengths = []
     for caution in (0.0, 3.0):
-        of = weighed(peers, players[0], parts[0].held_out, settings.but(caution=caution), process, 0, 1)
+        players[0].weighed = None
+        of = weighed(peers, [1, 2, 3], players[0], parts[0].held_out, settings.but(caution=caution), process, 0, 1)
         strengths.append(of.by_noise.strength if of.by_noise else torch.zeros(LEVELS, dtype=torch.float64))
     assert strengths[0].sum() > strengths[1].sum()
