@@ -312,9 +312,9 @@ def _rounds(settings: Mapping[str, Any], machine: Machine, speed: Speed) -> floa
 def _work(method: str, classes: int) -> tuple[float, float]:
     """What a method does for each class and step of the budget, in gradient steps and in steps' worth of peers."""
     others: dict[str, tuple[float, float]] = {
-        **dict.fromkeys(("isolated", "fedavg", "fedprox", "pooled", "reweighted"), (1.0, 0.0)),
+        **dict.fromkeys(("isolated", "fedavg", "fedprox", "predictions", "pooled", "reweighted", "oc"), (1.0, 0.0)),
         **dict.fromkeys(("fedavgm", "fedadam", "fedyogi", "scaffold", "fedper", "finetuned", "coral"), (1.0, 0.0)),
-        "cbdm": (2.0, 0.0),
+        **dict.fromkeys(("pfdm", "cbdm", "cm"), (2.0, 0.0)),
         "ccua": (1.0, 1.0),
         "kernel-density": (0.0, 0.0),
         "shared-igd": (1.0, classes - 1.0),
