@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from fedmutual.baselines.predictions import Composed
 from fedmutual.config import RunConfig
 from fedmutual.errors import UserError
 from fedmutual.methods import METHODS
@@ -49,6 +50,9 @@ def test_every_method_ends_in_an_ordinary_run_folder(method, tmp_path):
     for y in range(10):
         output = of_class[y](torch.randn(3, 1, 8, 8), torch.full((3,), 4.0))
         assert output.shape == (3, 1, 8, 8)
+        assert isinstance(of_class[y], Composed) == (method == "predictions")
+    attacked = {row.get("part") for row in json.loads((folder / "audit.json").read_text())["rows"]}
+    assert attacked == ({"published"} if method == "pfdm" else {None})
     assert f"\n{method},0,worst,,fd," in (folder / "metrics.csv").read_text().replace("\r", "")
     written = (folder / "run.json").stat().st_mtime_ns
     run_arm(method, config, folder)
