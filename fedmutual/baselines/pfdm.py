@@ -39,7 +39,8 @@ def level_of(config: RunConfig) -> int:
     Raises:
         UserError: there is none.
     """
-    level = int((make_process(config.diffusion).times < border(config)).sum()) - 1
+    process = make_process(config.diffusion, dtype=dtype_of(config.compute))
+    level = int((process.times < border(config)).sum()) - 1
     if level < 0:
         raise UserError(f"split = {config.publishing.split:g} leaves no training time below it to noise at: raise it")
     return level
@@ -127,7 +128,10 @@ def _serve(config: RunConfig, sent: list[Tensor], process: Process) -> dict[str,
 
 
 def _of_server(config: RunConfig) -> RunConfig:
-    return config.but(publish="network", width=config.publishing.width or config.network.width)
+    """The settings of the shared network, which may have a width of its own."""
+    whole, width, kind = config.but(publish="network"), config.publishing.width, config.network.kind
+    sized = "unet" if kind.startswith("unet") else kind  # a named U-Net is of one width
+    return whole.but(network=sized, width=width) if width else whole
 
 
 def _rows(config: RunConfig, times: int) -> int:

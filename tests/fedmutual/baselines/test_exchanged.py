@@ -124,6 +124,12 @@ def test_pfdm_has_one_network_for_high_noise_and_counts_what_is_sent(split, data
     assert all(name.startswith((PUBLISHED, PRIVATE)) for name in trained.networks[2])
 
 
+def test_a_named_unet_may_be_shared_at_another_width(split):
+    whole = build_split(split(network="unet-small", depth=1, published_width=8), SHAPE, 10, 0)
+    sizes = [sum(parameter.numel() for parameter in part.parameters()) for part in (whole.published, whole.private)]
+    assert sizes[0] < sizes[1] / 2
+
+
 def test_a_split_below_all_training_times_is_refused(split):
     with pytest.raises(UserError, match=r"split = 1e-05 leaves no training time below it"):
         level_of(split(split=1e-5, process="ou"))
