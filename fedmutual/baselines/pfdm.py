@@ -91,7 +91,8 @@ def build_split(config: RunConfig, shape: tuple[int, ...], classes: int, y: int)
 def pfdm(config: RunConfig, data: Data, on_round: OnRound = ignore) -> Trained:
     """As many steps as the other methods for each class's own and for the shared one, each of the rows at its times.
 
-    The settings have publish = noise-split, from which the split and the published part's width are taken.
+    The settings have publish = noise-split, from which the split and the published part's width are taken. What a
+    client sends is in its line of the first round, and what it receives in that of the last.
     """
     device, level = data[0].train.device, level_of(config)
     process = make_process(config.diffusion, device, dtype_of(config.compute))
@@ -104,20 +105,17 @@ def pfdm(config: RunConfig, data: Data, on_round: OnRound = ignore) -> Trained:
     for y, part in enumerate(data):
         player, rows = train_alone(own, part, y, below)
         private.append(player.published())
+        rows[0]["bytes_up"], rows[-1]["bytes_down"] = _size(sent[y]), sum(map(_size, shared.values()))
         lines.append(rows)
     for round_, row_of_each in enumerate(zip(*lines, strict=True), 1):
         on_round(round_, list(row_of_each))
-    facts = {
-        "parameters": sum(map(_numbers, (shared, *private))),
-        "bytes_up": sum(_size(z) for z in sent),
-        "bytes_down": len(data) * sum(map(_size, shared.values())),
-    }
     public = {f"{PUBLISHED}network.network.{name}": tensor for name, tensor in shared.items()}
     networks: dict[int | str, dict[str, Tensor]] = {
         y: public | {f"{PRIVATE}{name}": tensor for name, tensor in network.items()}
         for y, network in enumerate(private)
     }
-    return Trained(networks, config.rounds * config.local_steps, facts)
+    parameters = sum(tensor.numel() for network in (shared, *private) for tensor in network.values())
+    return Trained(networks, config.rounds * config.local_steps, {"parameters": parameters})
 
 
 def _serve(config: RunConfig, sent: list[Tensor], process: Process) -> dict[str, Tensor]:
@@ -137,10 +135,6 @@ def _of_server(config: RunConfig) -> RunConfig:
 def _rows(config: RunConfig, times: int) -> int:
     """Of a batch at all training times those at so many of them."""
     return max(1, round(config.optimiser.batch * times / config.diffusion.steps))
-
-
-def _numbers(network: dict[str, Tensor]) -> int:
-    return sum(tensor.numel() for tensor in network.values())
 
 
 def _size(tensor: Tensor) -> int:

@@ -62,22 +62,28 @@ def compose(
 
 
 def predictions(config: RunConfig, data: Data, on_round: OnRound = ignore) -> Trained:
-    """The networks of `isolated`, which stay with their classes: readers compose them, see `compose`."""
-    alone = [train_alone(config, part, y) for y, part in enumerate(data)]
-    for round_, row_of_each in enumerate(zip(*(rows for _, rows in alone), strict=True), 1):
-        rows: Rows = list(row_of_each)
-        on_round(round_, rows)
-    networks: dict[int | str, dict[str, Tensor]] = {y: player.published() for y, (player, _) in enumerate(alone)}
+    """The networks of `isolated`, which stay with their classes: readers compose them, see `compose`.
+
+    What drawing the samples of the settings moves is in the lines of the last round.
+    """
+    networks: dict[int | str, dict[str, Tensor]] = {}
+    lines: list[Rows] = []
     moved = exchanged(config, len(data), data[0].train[0])
-    return Trained(networks, config.rounds * config.local_steps, {"bytes_up": moved, "bytes_down": moved})
+    for y, part in enumerate(data):
+        player, rows = train_alone(config, part, y)
+        rows[-1] |= {"bytes_up": moved, "bytes_down": moved}
+        networks[y] = player.published()
+        lines.append(rows)
+    for round_, row_of_each in enumerate(zip(*lines, strict=True), 1):
+        on_round(round_, list(row_of_each))
+    return Trained(networks, config.rounds * config.local_steps)
 
 
 def exchanged(config: RunConfig, classes: int, sample: Tensor) -> int:
-    """Bytes that all clients send while the samples of the settings are drawn, and as many that they receive.
+    """Bytes that a client sends while all classes draw the samples of the settings, and as many that it receives.
 
-    For each step of each sample a class sends x_t to the server and each peer a prediction; each peer receives x_t, and
-    the class the mean of the predictions.
+    For each step of a sample its class sends x_t to the server and receives the mean of the predictions; each peer
+    receives x_t and sends a prediction.
     """
     steps = config.measuring.sampling_steps or config.diffusion.steps
-    drawn = classes * config.measuring.samples * steps
-    return drawn * classes * sample.numel() * sample.element_size()
+    return classes * config.measuring.samples * steps * sample.numel() * sample.element_size()

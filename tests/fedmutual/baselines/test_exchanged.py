@@ -109,11 +109,17 @@ def test_the_server_learns_from_what_was_sent_alone(split, data, monkeypatch):
 
 def test_pfdm_has_one_network_for_high_noise_and_counts_what_is_sent(split, data):
     config = split(published_width=8)
-    trained = pfdm(config, data)
+    lines = []
+    trained = pfdm(config, data, lambda round_, rows: lines.extend((round_, row) for row in rows))
     public = [sent(network) for network in trained.networks.values()]
     assert_same({y: network for y, network in enumerate(public)}, dict.fromkeys(range(10), public[0]))
-    assert trained.facts["bytes_up"] == 4 * 64 * sum(len(part.train) for part in data)
-    assert trained.facts["bytes_down"] == 10 * 4 * sum(tensor.numel() for tensor in public[0].values())
+    up = {(round_, row["class"]): row["bytes_up"] for round_, row in lines if "bytes_up" in row}
+    assert up == {(1, y): 4 * 64 * len(part.train) for y, part in enumerate(data)}
+    shared = sum(tensor.numel() for tensor in public[0].values())
+    down = {(round_, row["class"]): row["bytes_down"] for round_, row in lines if "bytes_down" in row}
+    assert down == {(2, y): 4 * shared for y in range(10)}
+    own = sum(tensor.numel() for name, tensor in trained.networks[0].items() if name.startswith(PRIVATE))
+    assert trained.facts["parameters"] == shared + 10 * own
     whole = build_split(config, SHAPE, 10, 2)
     whole.load_state_dict(trained.networks[2])
     x = torch.randn(6, *SHAPE, generator=generator(0))
@@ -177,7 +183,7 @@ def test_predictions_trains_as_isolated_and_a_class_of_many_samples_asks_less(sm
 
 
 def test_bytes_of_predictions_are_those_of_each_step_of_each_sample(small):
-    """3 classes draw 5 samples each in 25 steps: x_t up and to 2 peers, 2 predictions up and 1 mean down, 64 floats."""
+    """3 classes draw 5 samples each in 25 steps: a client sends its own x_t and predictions at those of 2 others."""
     config = small(samples=5)
-    assert exchanged(config, 3, torch.zeros(SHAPE)) == 3 * 5 * 25 * (1 + 2) * 64 * 4
-    assert exchanged(config.but(sampling_steps=4), 3, torch.zeros(SHAPE)) == 3 * 5 * 4 * 3 * 64 * 4
+    assert exchanged(config, 3, torch.zeros(SHAPE)) == (1 + 2) * 5 * 25 * 64 * 4
+    assert exchanged(config.but(sampling_steps=4), 3, torch.zeros(SHAPE)) == (1 + 2) * 5 * 4 * 64 * 4
