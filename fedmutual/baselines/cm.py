@@ -6,8 +6,10 @@ frequent class must be denoised alike without it (consistency), and a rare one d
 A is added to W, so that the network is as large as that of `pooled`.
 
 The numbers are those of the code that the authors released: strengths 1 and 0.2, a tenth of the largest rank, and the
-convolutions of the U-Net's second half. Ours: an MLP has its hidden layers and its last one in their place; their
-configuration, which descends on the targets of `oc` as well, is left to `oc`, and so is their dropping of labels.
+convolutions of the U-Net's second half. Ours: the diversity moves the output with B A alone, as with gradients to both
+outputs, which the released code has, it has no lower bound, and rare digits diverge in the first round; an MLP has its
+hidden layers and its last one in place of that half; the targets of `oc`, which their configuration descends on as
+well, are left out, and so is their dropping of labels.
 """
 
 import math
@@ -20,6 +22,7 @@ from torch.func import functional_call
 from fedmutual.baselines import Data, OnRound, Trained, ignore
 from fedmutual.baselines.pooled import State, train_conditional
 from fedmutual.config import RunConfig
+from fedmutual.diffusion.process import expand
 from fedmutual.errors import UserError
 from fedmutual.learning.batches import Batch
 from fedmutual.learning.conditional import by_sample
@@ -43,11 +46,12 @@ def manipulation_weights(counts: Tensor) -> Tensor:
 
 
 def manipulation_loss(reserved: Tensor, general: Tensor, weight: Tensor) -> Tensor:
-    """K (p_y - 0.2 q_y) ||s_{W + BA}(x_t, t, y) - s_W(x_t, t, y)||² of each example, `[batch]`, with gradients to both.
+    """K (p_y - 0.2 q_y) ||s_{W + BA}(x_t, t, y) - s_W(x_t, t, y)||² of each example, `[batch]`.
 
-    Above 0 it pulls the two together, below 0 apart. reserved, general: `[batch, *dims]`; weight: `[batch]`.
+    Above 0 the weight draws the two together, and below 0 the first away from the second, whose gradient stops there.
+    reserved, general: the two outputs, `[batch, *dims]`; weight: `[batch]`.
     """
-    return denoising_loss(general, reserved, weight)
+    return denoising_loss(reserved, torch.where(expand(weight < 0, general), general.detach(), general), weight)
 
 
 def reserved_weights(network: nn.Module) -> list[str]:
