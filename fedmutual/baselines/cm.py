@@ -36,13 +36,19 @@ DIVERSITY = 0.2
 """Weight of the diversity over that of the consistency."""
 
 
-def manipulation_weights(counts: Tensor) -> Tensor:
-    """K (p_y - 0.2 q_y) of each class, `[K]`: p_y its share of all samples, q_y its share of the sum of 1 / counts.
+LEAST = -0.9
+"""The smallest weight: from -1 on, the denoising loss of weight 1 beside it leaves no lower bound."""
 
-    counts: training samples of each class, `[K]`.
+
+def manipulation_weights(counts: Tensor, strength: float = 1.0) -> Tensor:
+    """strength K (p_y - 0.2 q_y) of each class, `LEAST` or more, `[K]`.
+
+    p_y is its share of all samples, q_y its share of the sum of 1 / counts; counts: training samples of each class,
+    `[K]`.
     """
     inverse = 1 / counts
-    return len(counts) * (counts / counts.sum() - DIVERSITY * inverse / inverse.sum())
+    weights = len(counts) * (counts / counts.sum() - DIVERSITY * inverse / inverse.sum())
+    return (strength * weights).clamp(min=LEAST)
 
 
 def manipulation_loss(reserved: Tensor, general: Tensor, weight: Tensor) -> Tensor:
@@ -108,9 +114,9 @@ def _sum(weight: Tensor, first: Tensor, second: Tensor) -> Tensor:
 
 
 def cm(config: RunConfig, data: Data, on_round: OnRound = ignore) -> Trained:
-    """Descends the denoising loss with W + B A, and `manipulation` times the loss above."""
+    """Descends the denoising loss with W + B A, and the loss above of the strength `manipulation`."""
     counts = torch.tensor([len(part.train) for part in data], dtype=torch.float64)
-    weights = config.rivals.manipulation * manipulation_weights(counts).to(data[0].train)
+    weights = manipulation_weights(counts, config.rivals.manipulation).to(data[0].train)
 
     def with_reserve(network: nn.Module) -> nn.Module:
         return Reserved(network, config.seed)

@@ -76,6 +76,7 @@ def test_manipulation_weights_are_those_worked_out_by_hand():
     """9 : 1 samples: p = .9, .1 and q = .1, .9, so that 2 (p - .2 q) = 1.76 and -.16; equal classes have .8 each."""
     torch.testing.assert_close(manipulation_weights(torch.tensor([9.0, 1.0])), torch.tensor([1.76, -0.16]))
     torch.testing.assert_close(manipulation_weights(torch.full((5,), 7.0)), torch.full((5,), 0.8))
+    torch.testing.assert_close(manipulation_weights(torch.tensor([9.0, 1.0]), 10), torch.tensor([17.6, -0.9]))
 
 
 def test_manipulation_draws_frequent_labels_together_and_moves_rare_ones_away():
