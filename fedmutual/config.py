@@ -274,6 +274,9 @@ class Rivals(Group):
     proximal_mu: Greater = Field(0.01, description="mu of FedProx, whose clients add mu / 2 ||w - w_server||²")
     alignment: NotNegative = Field(1.0, description="strength of ccua's alignment, whose weight is alignment t / T")
     contrast: NotNegative = Field(0.5, description="lambda of CORAL's contrast between labels")
+    manipulation: NotNegative = Field(
+        1.0, description="strength of cm's loss, which holds capacity back for rare labels"
+    )
     averaging_weights: Literal["samples", "classes"] = Field(
         "classes", description="how much a client counts in an average: as every other, or as its samples"
     )
@@ -502,6 +505,7 @@ _METHODS = {
     "tau": ("cbdm",),
     "alignment": ("ccua",),
     "contrast": ("coral",),
+    "manipulation": ("cm",),
     "proximal-mu": ("fedprox",),
     "averaging-weights": ("fedavg", "fedprox", "fedavgm", "fedadam", "fedyogi", "fedper", "finetuned"),
     "optimizer-state": ("fedavg", "fedprox", "fedper", "finetuned"),

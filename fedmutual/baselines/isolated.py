@@ -9,7 +9,7 @@ from fedmutual.baselines import Rows
 from fedmutual.config import RunConfig
 from fedmutual.data import ClassData
 from fedmutual.device import dtype_of
-from fedmutual.diffusion import make_process
+from fedmutual.diffusion import Process, make_process
 from fedmutual.learning.held_out import held_out_loss
 from fedmutual.learning.igd import local_steps
 from fedmutual.learning.keeping import end_round, keeps_best
@@ -18,10 +18,13 @@ from fedmutual.learning.player import Player
 from fedmutual.networks import build
 
 
-def train_alone(config: RunConfig, data: ClassData, y: int) -> tuple[Player, Rows]:
-    """Class y's player after all rounds, and its line of each round."""
+def train_alone(config: RunConfig, data: ClassData, y: int, process: Process | None = None) -> tuple[Player, Rows]:
+    """Class y's player after all rounds, and its line of each round.
+
+    `process`: that of the settings, or a part of it, whose tables are on the device and in the dtype of the run.
+    """
     device = data.train.device
-    process = make_process(config.diffusion, device, dtype_of(config.compute))
+    process = process or make_process(config.diffusion, device, dtype_of(config.compute))
     player = Player.start(build(config, tuple(data.train.shape[1:]), y).to(device), config.optimiser)
     rows = []
     for round_ in range(1, config.rounds + 1):

@@ -50,6 +50,24 @@ class Process:
         times, alpha, sigma = self.times[kept], self.alpha[kept], self.sigma[kept]
         return replace(self, times=times, alpha=alpha, sigma=sigma, alpha_stop=1.0)
 
+    def below(self, border: float) -> "Process":
+        """The process before the time `border`: what is left to reverse once that has been reached."""
+        kept = self.times < border
+        return replace(self, times=self.times[kept], alpha=self.alpha[kept], sigma=self.sigma[kept])
+
+    def after(self, level: int) -> "Process":
+        """The process from its own noised samples z = alpha_s x + sigma_s eps on, s the time of index `level`:
+
+        x_t = a z + b xi at the times t after s, with a = alpha_t / alpha_s and b² = 1 - a², which has the distribution
+        of alpha_t x + sigma_t eps. So what is made of z alone trains a denoiser, as where clean samples are not to be
+        had (Daras, Dimakis and Daskalakis 2024). Its reversal ends in the network's guess of z.
+        """
+        log_alpha = self.alpha.double().log()
+        log_a = log_alpha[level + 1 :] - log_alpha[level]
+        b = torch.sqrt(-torch.expm1(2 * log_a))
+        times = self.times[level + 1 :]
+        return replace(self, times=times, alpha=log_a.exp().to(times), sigma=b.to(times), alpha_stop=1.0)
+
     def nearest(self, share: float) -> int:
         """Index of the training time nearest to `share` of the horizon, t / T."""
         return int((self.times / self.horizon - share).abs().argmin())

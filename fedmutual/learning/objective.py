@@ -24,6 +24,14 @@ def denoising_target(
     return noise if parametrisation == "noise" else -noise / sigma
 
 
+def denoised(parametrisation: Parametrisation, x: Tensor, output: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+    """The x_0 that an output at x stands for: the inverse of `denoising_target`, of the same shapes."""
+    if parametrisation == "velocity":
+        return alpha * x - sigma * output
+    noise = output if parametrisation == "noise" else -sigma * output
+    return (x - sigma * noise) / alpha
+
+
 def denoising_loss(output: Tensor, target: Tensor, weight: Tensor) -> Tensor:
     """lambda(t) ||s_y(x_t, t) - target||²: denoising score matching (Vincent 2011)."""
     return weight * (output - target).square().flatten(1).mean(1)

@@ -93,11 +93,16 @@ def _federate(
     simulation.run(lambda rows: on_round(rows[0]["round"]))
     if missing := without_network(folder):
         raise RunFailed(f"no reply of class {', '.join(missing)} was accepted: history.jsonl in {folder} says why")
-    history = read_history(folder)
-    received, sent = sum(line.bytes_down for line in history), sum(line.bytes_up for line in history)
-    costs = {"bytes_down": received, "bytes_up": sent, "seconds_training": sum(line.seconds or 0.0 for line in history)}
-    change_facts(folder, **_budget(config, method, config.rounds * config.local_steps), **costs)
+    seconds = sum(line.seconds or 0.0 for line in read_history(folder))
+    budget = _budget(config, method, config.rounds * config.local_steps)
+    change_facts(folder, **budget, **_moved(folder), seconds_training=seconds)
     _drop_states(folder / "clients")
+
+
+def _moved(folder: Path) -> dict[str, int]:
+    """Bytes that all clients received and sent, by the history."""
+    history = read_history(folder)
+    return {key: sum(line[key] for line in history) for key in ("bytes_down", "bytes_up")}
 
 
 def _drop_states(store: Path) -> None:
@@ -137,7 +142,7 @@ def _train_here(method: str, train: Baseline, config: RunConfig, folder: Path, o
     networks = {name: NetworkOfRound(network, config.rounds) for name, network in trained.networks.items()}
     writer.write_checkpoint(networks, config.rounds)
     parameters = sum(tensor.numel() for network in trained.networks.values() for tensor in network.values())
-    costs = {"bytes_down": 0, "bytes_up": 0, "wall_seconds": seconds, "seconds_training": seconds}
+    costs = {**_moved(folder), "wall_seconds": seconds, "seconds_training": seconds}
     budget = _budget(config, method, trained.gradient_steps)
     writer.write_run(**{"parameters": parameters, **budget, **costs, **trained.facts}, status="done")
 

@@ -128,6 +128,10 @@ class Task:
         """Arms that start Ray."""
         return self.seeds * sum(RECIPES[method].federated for method in self.methods)
 
+    def asked(self, classes: int) -> int:
+        """Networks that have a say at a step of a sample, over all arms: `predictions` asks those of all classes."""
+        return self.seeds * sum(classes if method == "predictions" else 1 for method in self.methods)
+
 
 SIMULATION = Task()
 
@@ -242,9 +246,9 @@ def foresee(
     settings: Mapping[str, Any], facts: Facts, machine: Machine, speed: Speed, task: Task = SIMULATION
 ) -> dict[str, float]:
     """{part: wall seconds} of all that a command with these settings does from now on."""
-    draws = task.arms * facts.classes * _calls(settings) * speed.sample
+    draws = task.asked(facts.classes) * facts.classes * _calls(settings) * speed.sample
     candidates = 2 * settings["audit-candidates"] * AUDIT_CALLS if task.audited else 0
-    audits = task.arms * facts.classes * candidates * speed.sample
+    audits = task.asked(facts.classes) * facts.classes * candidates * speed.sample
     once = machine.reading * (1 if facts.compressed else facts.samples)
     start = machine.start * (RAY * task.federated + (task.arms > task.federated))
     return {
@@ -312,9 +316,9 @@ def _rounds(settings: Mapping[str, Any], machine: Machine, speed: Speed) -> floa
 def _work(method: str, classes: int) -> tuple[float, float]:
     """What a method does for each class and step of the budget, in gradient steps and in steps' worth of peers."""
     others: dict[str, tuple[float, float]] = {
-        **dict.fromkeys(("isolated", "fedavg", "fedprox", "pooled", "reweighted"), (1.0, 0.0)),
+        **dict.fromkeys(("isolated", "fedavg", "fedprox", "predictions", "pooled", "reweighted", "oc"), (1.0, 0.0)),
         **dict.fromkeys(("fedavgm", "fedadam", "fedyogi", "scaffold", "fedper", "finetuned", "coral"), (1.0, 0.0)),
-        "cbdm": (2.0, 0.0),
+        **dict.fromkeys(("pfdm", "cbdm", "cm"), (2.0, 0.0)),
         "ccua": (1.0, 1.0),
         "kernel-density": (0.0, 0.0),
         "shared-igd": (1.0, classes - 1.0),
@@ -385,7 +389,7 @@ def _filled(rung: Rung, facts: Facts, speed: Speed, minutes: float, task: Task) 
     for samples, steps in SAMPLINGS:
         sampling = {"samples": samples, "sampling-steps": steps if "diffusion-steps" in settings else 0}
         filled = {**sampling, **settings}
-        if task.arms * facts.classes * _calls(filled) * speed.sample <= allowed:
+        if task.asked(facts.classes) * facts.classes * _calls(filled) * speed.sample <= allowed:
             break
     settings = filled
     if task.audited:

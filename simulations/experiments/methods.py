@@ -9,11 +9,15 @@ from fedmutual.baselines import Data, OnRound, Trained
 from fedmutual.baselines.cbdm import cbdm
 from fedmutual.baselines.ccua import ccua
 from fedmutual.baselines.central_igd import central_igd
+from fedmutual.baselines.cm import cm
 from fedmutual.baselines.copy_head import copy_head
 from fedmutual.baselines.coral import coral
 from fedmutual.baselines.kernel_density import kernel_density
 from fedmutual.baselines.memory import memory
+from fedmutual.baselines.oc import oc
+from fedmutual.baselines.pfdm import pfdm
 from fedmutual.baselines.pooled import pooled
+from fedmutual.baselines.predictions import predictions
 from fedmutual.baselines.reweighted import reweighted
 from fedmutual.baselines.ridge import ridge
 from fedmutual.baselines.shared_igd import shared_igd
@@ -68,8 +72,8 @@ class Recipe:
 
     @property
     def conditional(self) -> bool:
-        """Whether it trains one network for all classes, on samples of all of them."""
-        return self.how in (pooled, reweighted, cbdm, ccua, coral, shared_igd)
+        """Whether it trains one network for all classes in this process, on samples of all of them, or noised ones."""
+        return self.how in (pfdm, pooled, reweighted, cbdm, ccua, coral, oc, cm, shared_igd)
 
 
 def _averaging(prepare: Callable[[RunConfig, Mapping[str, Any]], Recorded]) -> App[Any]:
@@ -113,11 +117,20 @@ RECIPES = {
         ("finetuning", "optimizer-state", *_AVERAGES),
         Knob("finetuning", (0.25, 0.5, 0.75), times=False),
     ),
+    "pfdm": Recipe(
+        pfdm,
+        {"publish": "noise-split", "beta": 0.0, "beta-rule": "scarcity"},
+        ("split", *_RATES),
+        Knob("split", (0.3, 0.5, 0.7), times=False),
+    ),
+    "predictions": Recipe(predictions, {}, _GAME, Knob("beta", _STRENGTH)),
     "pooled": Recipe(pooled, {}, _RATES, _RATE),
     "reweighted": Recipe(reweighted, {}, _RATES, _RATE),
     "cbdm": Recipe(cbdm, {}, ("tau", *_RATES), Knob("tau", _STRENGTH)),
     "ccua": Recipe(ccua, {}, ("alignment", *_RATES), Knob("alignment", _STRENGTH)),
     "coral": Recipe(coral, {}, ("contrast", *_RATES), Knob("contrast", _STRENGTH)),
+    "oc": Recipe(oc, {}, _RATES, _RATE),
+    "cm": Recipe(cm, {}, ("manipulation", *_RATES), Knob("manipulation", _STRENGTH)),
     "central-igd": Recipe(central_igd, {}, _GAME, Knob("beta", _STRENGTH)),
     "shared-igd": Recipe(shared_igd, {}, _GAME, Knob("beta", _STRENGTH)),
     "ridge": Recipe(ridge, {}, ("learning-rate",)),

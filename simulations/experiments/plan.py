@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from fedmutual.baselines.pfdm import level_of
 from fedmutual.checkpoint import write_atomic
 from fedmutual.config import RunConfig, refuse_without_effect
 from fedmutual.data import check, num_classes
@@ -78,6 +79,9 @@ def plan(
         for name in names:
             config = RunConfig.of(base.settings(), dict(RECIPES[name].settings), {"seed": seed})
             arms[name, seed] = RunConfig.of(config.settings(), at_equal_steps(config, own.get(name, {}), name))
+    for name, seed in arms:
+        if name == "pfdm":
+            level_of(arms[name, seed])  # the split leaves a time to noise at
     refuse_without_effect(base, given, {name: arms[name, base.seed] for name in names})
     checked = check(base.data, base.seed)  # the data are there, whole, and make as many samples as are asked for
     made = Plan(Path(folder), arms, checked.notices)
@@ -163,19 +167,28 @@ def _possible(config: RunConfig, names: Sequence[str]) -> None:
             raise UserError(f"{name} chooses its {what} by held-out samples: set held-out above 0")
     if "mutual-auto" in names and config.data.held_out < 2:
         raise UserError("mutual-auto weighs peers by held-out samples: set held-out to 2 or more")
-    alone = [name for name in names if name in ("central-igd", "shared-igd")]
+    alone = [name for name in names if name in ("predictions", "central-igd", "shared-igd")]
     if alone and config.mutual.rule == "auto":
         raise UserError(f"{alone[0]} knows no beta-rule = auto: set {alone[0]}.beta-rule, or leave it out of --methods")
-    if "coral" in names and config.network.kind == "random-features":
-        raise UserError("coral shapes features, and random features are not trained: leave coral out")
-    if "fedper" in names and config.network.kind == "random-features":
-        raise UserError("fedper averages all but the first and last layers, and random-features has one: leave it out")
+    _trained_layers(config, names)
     if num_classes(config.data) < 2:
         raise UserError("a comparison needs at least two classes")
     _carried(config, names)
 
 
-WHOLE = ("mutual-auto", "fedper", "finetuned", "central-igd", "ridge", "copy-head")
+def _trained_layers(config: RunConfig, names: Sequence[str]) -> None:
+    """Raises `UserError` for a method that changes what a network of random features has not."""
+    lacking = {
+        "coral": "coral shapes features, and random features are not trained: leave coral out",
+        "cm": "cm reserves a part of each layer, and random features are not trained: leave cm out",
+        "fedper": "fedper averages all but the first and last layers, and random-features has one: leave it out",
+    }
+    for name in names:
+        if name in lacking and config.network.kind == "random-features":
+            raise UserError(lacking[name])
+
+
+WHOLE = ("mutual-auto", "fedper", "finetuned", "predictions", "central-igd", "ridge", "copy-head")
 """Methods that weigh, send or show networks whole."""
 
 
@@ -186,10 +199,10 @@ def _carried(config: RunConfig, names: Sequence[str]) -> None:
         raise UserError(
             f"{whole[0]} has no networks that are published in part: leave it out of --methods, or publish = network"
         )
-    averaged = [name for name in names if RECIPES[name].averages and config.federation.wire_dtype != "same"]
-    if averaged:
+    exact = [name for name in names if RECIPES[name].averages or name in ("pfdm", "predictions")]
+    if exact and config.federation.wire_dtype != "same":
         raise UserError(
-            f"{averaged[0]} rounds nothing that it sends, so that bytes would not compare: leave it or wire-dtype out"
+            f"{exact[0]} rounds nothing that it sends, so that bytes would not compare: leave it or wire-dtype out"
         )
 
 

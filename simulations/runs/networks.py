@@ -10,6 +10,8 @@ from torch import nn
 
 from fedmutual.baselines.kernel_density import KernelDensity
 from fedmutual.baselines.memory import Memory
+from fedmutual.baselines.pfdm import build_split
+from fedmutual.baselines.predictions import compose
 from fedmutual.checkpoint import CheckpointError
 from fedmutual.config import RunConfig
 from fedmutual.data import sample_shape
@@ -116,9 +118,9 @@ def class_networks(
     """(round, {class: its network}) of a run's checkpoint, as `read_networks`.
 
     Each is (x, t) -> output, in evaluation mode on `device`, whatever the method: the class's own network, the
-    conditional one at the class's label, or the exact minimiser that `memory` or `kernel-density` stands for. Of
-    networks that were published in part there are those whose owner's store is here, see `_whole`; `here` as
-    `run_config`.
+    conditional one at the class's label, what `predictions` composes of all, or the exact minimiser that `memory` or
+    `kernel-density` stands for. Of networks that were published in part there are those whose owner's store is here,
+    see `_whole`; `here` as `run_config`.
     """
     config = run_config(folder, here)
     shape, classes = run_shape(folder)
@@ -131,16 +133,24 @@ def class_networks(
         if "samples" in state:
             networks[y] = _exact(state, config, device)
         else:
-            networks[y] = _ready(build(config, shape, y), state, device)
+            networks[y] = _ready(_untrained(folder, y), state, device)
+    facts = read_facts(folder)
+    if facts.method == "predictions":
+        networks = compose(networks, facts.training_counts or (), config, device)
     return checkpoint.round, networks
+
+
+def _untrained(folder: Path, y: int) -> nn.Module:
+    """Class y's network as its method builds it."""
+    config, (shape, classes) = run_config(folder), run_shape(folder)
+    return build_split(config, shape, classes, y) if read_facts(folder).method == "pfdm" else build(config, shape, y)
 
 
 def sent_networks(folder: Path, which: str, device: torch.device) -> tuple[int, dict[int, nn.Module]]:
     """(round, {class: what peers and the server hold of its network}) of a run that publishes networks in part."""
-    config, shape = run_config(folder), run_shape(folder)[0]
     round_, states = read_networks(folder, which)
     return round_, {
-        y: _ready(sent_part(build(config, shape, y)), sent(state), device) for y, state in sorted(states.items())
+        y: _ready(sent_part(_untrained(folder, y)), sent(state), device) for y, state in sorted(states.items())
     }
 
 

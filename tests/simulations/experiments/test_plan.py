@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from fedmutual.baselines.predictions import Composed
 from fedmutual.config import RunConfig
 from fedmutual.errors import UserError
 from fedmutual.methods import METHODS
@@ -39,7 +40,8 @@ def test_every_method_ends_in_an_ordinary_run_folder(method, tmp_path):
     run_arm(method, config, folder)
     run = json.loads((folder / "run.json").read_text())
     assert set(run) >= FACTS
-    assert (run["method"], run["status"], run["bytes_up"], run["data"]) == (method, "done", 0, METHODS[method].data)
+    assert (run["method"], run["status"], run["data"]) == (method, "done", METHODS[method].data)
+    assert all(bool(run[moved]) == (run["data"] == "stays") for moved in ("bytes_up", "bytes_down"))
     if method not in ("copy-head", "kernel-density", "memory"):
         assert (run["gradient_steps_per_class"], run["samples_seen_per_class"]) == (6, 48)
         assert read_history(folder)[-1]["round"] == 2
@@ -48,6 +50,9 @@ def test_every_method_ends_in_an_ordinary_run_folder(method, tmp_path):
     for y in range(10):
         output = of_class[y](torch.randn(3, 1, 8, 8), torch.full((3,), 4.0))
         assert output.shape == (3, 1, 8, 8)
+        assert isinstance(of_class[y], Composed) == (method == "predictions")
+    attacked = {row.get("part") for row in json.loads((folder / "audit.json").read_text())["rows"]}
+    assert attacked == ({"published"} if method == "pfdm" else {None})
     assert f"\n{method},0,worst,,fd," in (folder / "metrics.csv").read_text().replace("\r", "")
     written = (folder / "run.json").stat().st_mtime_ns
     run_arm(method, config, folder)
@@ -165,6 +170,10 @@ def test_an_arm_that_fails_is_named_and_the_others_are_done(tmp_path, command_li
         ({}, "mutual,isolated,mutual-scarcity", 1, "names a method twice"),
         ({"held-out": 0}, "kernel-density", 1, "kernel-density chooses its bandwidth by held-out samples"),
         ({"network": "random-features"}, "coral", 1, "coral shapes features"),
+        ({"network": "random-features"}, "cm", 1, "cm reserves a part of each layer"),
+        ({"process": "ou", "pfdm.split": 1e-5}, "pfdm", 1, "leaves no training time below it"),
+        ({"wire-dtype": "bfloat16"}, "isolated,pfdm", 1, "pfdm rounds nothing that it sends"),
+        ({"publish": "noise-split"}, "predictions", 1, "predictions has no networks that are published in part"),
         ({"network": "random-features"}, "fedper", 1, "fedper averages all but the first and last layers"),
         ({"fedavg.local-steps": 4}, "fedavg", 1, "fedavg.local-steps = 4 does not divide the 6 gradient steps"),
         ({"draws": "fixed"}, "isolated,cbdm", 1, "cbdm draws anew at each step"),
