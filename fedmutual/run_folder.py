@@ -152,10 +152,11 @@ class HistoryLine(Record):
     status: ok, idle (not asked), error, rejected or missing (no reply in time); reason: why it is not ok; step:
     gradient steps of the class's client so far; loss, mutual term and gradient norm: means over the round's steps;
     held_out: the loss on samples kept from training; seconds: of gradient steps; round_seconds: of the whole round;
-    count: the class's training samples, where clients share it. None where a value was not measured.
+    count: the class's training samples, where clients share it; epsilon: what bounds all that the class has sent in
+    this run, at the setting `delta`. None where a value was not measured, or does not exist.
     """
 
-    LEFT_OUT = frozenset({"step", "count"})
+    LEFT_OUT = frozenset({"step", "count", "epsilon"})
 
     round: int
     class_: int
@@ -170,13 +171,14 @@ class HistoryLine(Record):
     bytes_down: int = 0
     bytes_up: int = 0
     count: int | None = None
+    epsilon: float | None = None
     round_seconds: float | None = None
     more: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         _whole("round", self.round)
         _whole("class", self.class_)
-        for name in ("step", "loss", "mutual", "grad_norm", "held_out", "seconds", "round_seconds", "count"):
+        for name in ("step", "loss", "mutual", "grad_norm", "held_out", "seconds", "round_seconds", "count", "epsilon"):
             _number(name, getattr(self, name))
         for name in ("bytes_down", "bytes_up"):
             if getattr(self, name) is None:
@@ -192,7 +194,8 @@ class RunFacts(Record):
     does with the data, a key of `DATA`; preset: the name of the one that it was started from; training_counts: samples
     of each class; clients_at_once: how many trained in parallel; overhead: wall time of the rounds over that of the
     gradient steps alone; extractor: the network in whose features it was measured; tuned: the setting that the method
-    chose by held-out samples, its grid and, where all classes share it, what was chosen.
+    chose by held-out samples, its grid and, where all classes share it, what was chosen; epsilon, delta: of all that a
+    client sends in the run, the largest of the classes, where it is bounded.
     """
 
     name: str
@@ -219,6 +222,8 @@ class RunFacts(Record):
     seconds_training: float | None = None
     extractor: Mapping[str, Any] | None = None
     tuned: Mapping[str, Any] | None = None
+    epsilon: float | None = None
+    delta: float | None = None
     more: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

@@ -15,6 +15,7 @@ from fedmutual.config import RunConfig, beyond_defaults, refuse_without_effect
 from fedmutual.course import Course
 from fedmutual.data import num_classes, sample_shape
 from fedmutual.errors import UserError
+from fedmutual.privacy.versions import sent_epsilon
 from server.bank import Bank
 from server.intake import guarded
 from server.journal import Journal, settled_before
@@ -94,7 +95,11 @@ def prepare(config: RunConfig, for_clients: Mapping[str, Any] | None = None) -> 
         raise UserError(
             f"min-clients = {config.federation.min_clients}, and there are {bank.classes} classes: lower it"
         )
-    return Run(config, bank, Journal(config, bank), for_clients or {})
+    epsilon = sent_epsilon(config, bank.shape)
+    run = Run(config, bank, Journal(config, bank), for_clients or {})
+    if epsilon is not None:
+        run.journal.write_run(epsilon=epsilon, delta=config.publishing.delta)
+    return run
 
 
 def serve(grid: Grid, run: Run, on_round: OnRound = lambda rows: None) -> None:

@@ -73,16 +73,26 @@ def learning_rate(optimiser: Optimiser, step: int, total_steps: int) -> float:
 
 
 def descend(
-    player: Player, parts: Sequence[tuple[Tensor, ...]], loss: Tensor, optimiser: Optimiser, total_steps: int
+    player: Player,
+    parts: Sequence[tuple[Tensor, ...]],
+    loss: Tensor,
+    optimiser: Optimiser,
+    total_steps: int,
+    forgiving: bool = False,
 ) -> list[Tensor]:
     """One update of the player along the gradient of `loss`, a scalar: clip, optimiser step, average.
 
-    `parts` are all its parameters, in groups that are clipped apart. Returns the norm of each one's gradient before
-    clipping, a scalar on the device.
+    `parts` are all its parameters, in groups that are clipped apart. With `forgiving`, the gradient of any but the
+    first counts as 0 where it is not finite. Returns the norm of each one's gradient before clipping, a scalar on the
+    device.
     """
     player.optimizer.zero_grad()
     loss.backward()
     norms = [_clipped(part, optimiser.clip) for part in parts]
+    for part, norm in zip(parts[1:], norms[1:], strict=True) if forgiving else ():
+        for parameter in part:
+            if parameter.grad is not None:
+                parameter.grad.masked_fill_(~norm.isfinite(), 0)
     for group in player.optimizer.param_groups:
         group["lr"] = learning_rate(optimiser, player.step, total_steps)
     player.optimizer.step()
