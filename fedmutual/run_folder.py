@@ -251,9 +251,10 @@ class MetricRow(Record):
 class AuditRow(Record):
     """One number of audit.json with its 95 % interval, None where it is undefined.
 
-    class_: an index, `WORST` or `MEAN`; t: the level of noise as a share of T, None where it plays no part; queries:
-    forward passes for each candidate; members, non_members: how many candidates were trained on, and how many not;
-    part: what of a network that is published in part was attacked, `published` or `whole`.
+    class_: an index, `WORST` or `MEAN`, or `ALL` where candidates of all classes are one set; t: the level of noise as
+    a share of T, None where it plays no part; queries: forward passes for each candidate; members, non_members: how
+    many candidates were trained on, and how many not; part: what of a network that is published in part was attacked,
+    `published` or `whole`.
     """
 
     LEFT_OUT = frozenset({"part"})
@@ -640,7 +641,7 @@ def read_audit(folder: Path, classes: int) -> list[AuditRow]:
     rows = []
     try:
         for values in json.loads(path.read_bytes())["rows"]:
-            if values["class"] not in (WORST, MEAN, *range(classes)):
+            if values["class"] not in (WORST, MEAN, ALL, *range(classes)):
                 raise UserError(f"{path}: class {values['class']} of {classes} classes")
             if lacking := {"attack", "metric", "value"} - set(values):
                 raise UserError(f"{path}: a row lacks {', '.join(sorted(lacking))}")

@@ -19,6 +19,7 @@ from simulations.report.comparison import Comparison
 from simulations.report.leakage import leakage
 from simulations.report.line_charts import DASHES
 from simulations.report.missing import missing_classes
+from simulations.report.proved import proved
 from simulations.report.samples import samples
 from simulations.report.tables import FEW, head_of
 from simulations.report.training import curves
@@ -121,6 +122,7 @@ def _measures(compared: Comparison) -> dict[str, Any]:
         "together": sections.together(compared),
         "differences": sections.differences(compared) if len(compared.arms) > FEW else [],
         "samples": samples(compared.arms),
+        "proved": proved(compared),
         "leakage": leakage(compared),
         "shortage": _shortage(compared),
     }

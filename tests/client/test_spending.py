@@ -12,7 +12,7 @@ from fedmutual.data import ClassData
 from fedmutual.networks.owned import class_folder
 from fedmutual.privacy.ledger import RECEIPT, Ledger
 from fedmutual.privacy.versions import Versions, draw_versions, sent_epsilon
-from fedmutual.run_folder import read_facts, read_history
+from fedmutual.run_folder import read_audit, read_facts, read_history
 from server.roster import RunFailed
 from tests.support.federation import LocalGrid, Stopped, assert_same, networks, stopping_in
 from tests.support.federation import federate as federate_over
@@ -248,3 +248,19 @@ def test_a_server_gets_no_second_versions_by_other_settings(budget, caplog):
         federate(config.but(resume=True, rounds=3), grid)
     assert "a run keeps its settings" in caplog.text
     assert len(Ledger(store_of(config), 0).entries()) == 1
+
+
+def test_an_audit_sets_a_lower_bound_against_the_claim(budget, command_line):
+    """Networks after six steps tell nothing, and of some forty pairs little could be refuted."""
+    config = budget(rounds=1)
+    federate(config)
+    run = Path(config.federation.out)
+    code, out, _ = command_line("audit", run)
+    (row,) = (row for row in read_audit(run, 10) if row.metric == "epsilon")
+    assert code == 0
+    assert (row.class_, row.part, row.t) == ("all", "published", 0.55)
+    assert 0 <= row.value < 3
+    assert row.members == sum(len(app.own_data(config, y, torch.device("cpu")).train) for y in range(2))
+    assert f"of {row.members} pairs PIA told {row['right']} apart. The run claims 20.1." in " ".join(out.split())
+    command_line("audit", run, "--whole")
+    assert not [row for row in read_audit(run, 10) if row.metric == "epsilon"]
