@@ -479,7 +479,7 @@ def _fields() -> Iterator[tuple[str | None, str, FieldInfo]]:
 def _beyond_the_proof(config: RunConfig) -> str:
     """The settings that would send what no epsilon bounds, as they would have to be; empty where there are none."""
     needed = {
-        "keep = last": config.optimiser.keep == "last",
+        "keep = last": config.optimiser.keep == "last" or config.publishing.mode == "noise-budget",
         "evaluate-every = 0": not config.federation.evaluate_every,
         "share-counts = false": not config.federation.share_counts,
         "draws = fresh": config.optimiser.draws == "fresh",

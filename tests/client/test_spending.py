@@ -24,7 +24,7 @@ EPSILON = 20.06
 @pytest.fixture
 def budget(small):
     """Settings of a small federation of two that sends networks of noised versions alone."""
-    proved = {"publish": "noise-budget", "published_width": 8, "evaluate_every": 0, "min_clients": 1}
+    proved = {"publish": "noise-budget", "published_width": 8, "evaluate_every": 0, "keep": "best", "min_clients": 1}
     return lambda **changes: small(**{**proved, **changes})
 
 

@@ -23,7 +23,7 @@ SHAPE = (1, 2, 2)
 
 
 def config(**settings):
-    base = {"publish": "noise-budget", "keep": "last", "evaluate-every": 0, "width": 16, "depth": 2, "batch": 8}
+    base = {"publish": "noise-budget", "evaluate-every": 0, "width": 16, "depth": 2, "batch": 8}
     more = {"diffusion-steps": 25, "rounds": 3, "local-steps": 6}
     return RunConfig.of(base, more, {key.replace("_", "-"): value for key, value in settings.items()})
 
@@ -174,11 +174,10 @@ def test_no_step_is_taken_on_samples_in_place_of_versions():
 @pytest.mark.parametrize(
     ("settings", "says"),
     [
-        ({"keep": "best"}, "set keep = last$"),
         ({"evaluate_every": 1}, "set evaluate-every = 0$"),
         ({"share_counts": True}, "set share-counts = false$"),
         ({"draws": "fixed"}, "set draws = fresh$"),
-        ({"keep": "best", "evaluate_every": 2}, "all that is sent is proved: set keep = last and evaluate-every = 0$"),
+        ({"draws": "fixed", "evaluate_every": 2}, "is proved: set evaluate-every = 0 and draws = fresh$"),
         ({"beta_rule": "auto"}, "weighs whole networks, and noise-budget sends a part"),
     ],
 )
