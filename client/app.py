@@ -2,13 +2,14 @@
 
 The only things that leave are the network, or the part of it that `publish` says, and the numbers listed in
 `fedmutual.records`. The client's own machine decides where its data and its state lie: the node settings `data` (npz or
-folder), `data-path`, `store` and `device` win over what the server sends. A node setting `publish` is the only way in
-which this client takes part, and `split` the lowest noise at which it publishes.
+folder), `data-path`, `store` and `device` win over what the server sends, and so do `epsilon` and `delta`, what may be
+spent of the data. A node setting `publish` is the only way in which this client takes part, and `split` the lowest
+noise at which it publishes.
 """
 
 import time
 from functools import lru_cache
-from logging import ERROR, INFO
+from logging import ERROR, INFO, WARNING
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from flwr.common.logger import log
 from torch import nn
 
 from client.loaded_peers import LoadedPeers
+from client.spending import paid_versions
 from client.store import Busy, LostState, Numbers, StaleRound, Store
 from fedmutual.checkpoint import Unwritable
 from fedmutual.config import Data, RunConfig
@@ -34,6 +36,7 @@ from fedmutual.learning.player import Player
 from fedmutual.learning.weighing import helpers, weighed
 from fedmutual.networks import build
 from fedmutual.networks.split import sent
+from fedmutual.privacy.versions import Versions
 from fedmutual.records import (
     Network,
     Rejected,
@@ -47,7 +50,7 @@ from fedmutual.records import (
     unpack_order,
 )
 
-NODE_SETTINGS = ("data", "data-path", "store", "device")
+NODE_SETTINGS = ("data", "data-path", "store", "device", "epsilon", "delta")
 
 HELD = 16
 """Classes whose samples a process holds for the rounds that it serves."""
@@ -102,19 +105,24 @@ def _train(message: Message, context: Context) -> Message:
     peers = _peers(message.content, order, config, player.network, public, limit)
     store = Store(store_root(config), order["run"], y)
     with store.locked(config.federation.timeout):
-        keep_fingerprint(store, y, own_fingerprint(config, y, device))
+        own = own_fingerprint(config, y, device)
+        keep_fingerprint(store, y, own)
         numbers = store.restore(player, attempt, round_, checkpointed)
         if not numbers and order["reported"]:
             raise LostState(f"this client's state of round {order['reported']} is gone: restore its store")
         if numbers.get("round") == round_:
             log(INFO, "round %d was done before: its reply is sent again", round_)
         else:
-            measured = _round(player, data, peers, order["peers"], config, y, round_)
+            versions = None
+            if config.publishing.mode == "noise-budget":
+                versions = paid_versions(store, store_root(config), order["run"], y, data.train, own, config)
+            measured = _round(player, data, peers, order["peers"], config, y, round_, versions)
             numbers = {"class": y, "attempt": attempt, "round": round_, **measured}
             # A state that the server would refuse is not kept: the next round starts from the last good one.
             for network in (player.published(), player.network.state_dict()):
                 check_values(sent(network), limit)
-                check_values(network, norm_limit(initial, bound))
+                if not config.publishing.proved:  # what is not sent must not decide whether something is
+                    check_values(network, norm_limit(initial, bound))
             store.keep(player, numbers, checkpointed, whole=config.publishing.mode == "network")
     rounded = rounded_names(player.network, config.federation.wire_dtype)
     record = pack_network(sent(player.published()), rounded)
@@ -124,14 +132,23 @@ def _train(message: Message, context: Context) -> Message:
 
 
 def _round(
-    player: Player, data: ClassData, peers: Peers, names: list[str], config: RunConfig, y: int, round_: int
+    player: Player,
+    data: ClassData,
+    peers: Peers,
+    names: list[str],
+    config: RunConfig,
+    y: int,
+    round_: int,
+    versions: Versions | None,
 ) -> Numbers:
     """Take the round's local steps against peers of these names, and choose what is published; what was measured."""
     process = make_process(config.diffusion, data.train.device, dtype_of(config.compute))
     started = time.perf_counter()
     if config.mutual.rule == "auto":
         peers = weighed(peers, peer_classes(names), player, data.held_out, config, process, y, round_)
-    steps = local_steps(player, data.train, peers, config, process, y, round_)
+    steps = local_steps(player, data.train, peers, config, process, y, round_, versions)
+    if steps.left_out:
+        log(WARNING, "round %d: %d steps of the private part were left out: not finite", round_, steps.left_out)
     seconds = time.perf_counter() - started
     numbers = {
         "step": player.step,
@@ -168,12 +185,16 @@ def check_consent(config: RunConfig, context: Context) -> None:
     start = 0.0 if asked.mode == "network" else asked.split
     if "publish" in own and own["publish"] != asked.mode:
         raise UserError(f"this client takes part with publish = {own['publish']} alone, not with {asked.mode}")
+    if "epsilon" in own and not asked.proved:
+        raise UserError(f"this client may spend epsilon = {own['epsilon']}, and publish = {asked.mode} has no bound")
     if "split" in own and start < float(own["split"]):
         raise UserError(f"this client publishes from split = {own['split']} on, and the server asks from {start:g}")
 
 
 def node_settings(context: Context) -> dict[str, str]:
-    return {key: str(context.node_config[key]) for key in NODE_SETTINGS if key in context.node_config}
+    """The settings that this client's own machine decides; with its `epsilon` goes its own `delta`, or the default."""
+    own = {key: str(context.node_config[key]) for key in NODE_SETTINGS if key in context.node_config}
+    return {"delta": str(RunConfig().publishing.delta), **own} if "epsilon" in own else own
 
 
 def store_root(config: RunConfig) -> Path:

@@ -48,6 +48,9 @@ Parametrisation = Literal["noise", "score", "velocity"]
 HELD_OUT_TO_CHOOSE = 8
 """Held-out samples from which a round is chosen by them (`keep`); with fewer the last is published."""
 
+PROVED = ("noise-budget",)
+"""Values of `publish` of which an epsilon bounds what is sent."""
+
 UNETS = {
     "unet-small": {"width": 16, "depth": 1, "multipliers": "1,2,4", "attention": "7,8"},
     "unet-medium": {"width": 32, "depth": 2, "multipliers": "1,2,2,2", "attention": "16"},
@@ -252,11 +255,12 @@ class Publishing(Group):
     """What of a class's network leaves its client."""
 
     title = "What leaves a client"
-    mode: Literal["network", "noise-split"] = Field(
+    mode: Literal["network", "noise-split", "noise-budget"] = Field(
         "network",
         alias="publish",
         description="what peers and the server are sent; network: all; noise-split: a network of its own for high "
-        "noise, beside one for low noise that never leaves",
+        "noise, beside one for low noise that never leaves; noise-budget: the same, and the sent one sees noised "
+        "versions of the samples alone, drawn once, which makes it differentially private",
     )
     split: Annotated[float, Field(gt=0, lt=1)] = Field(
         0.5, description="t / T from which on the sent network works, and is trained"
@@ -264,6 +268,23 @@ class Publishing(Group):
     width: Count = Field(
         0, alias="published-width", description="width of the sent network; 0: that of the private one, `width`"
     )
+    noised_versions: Positive = Field(
+        1, description="versions of each sample that are noised for the sent network, for the whole run"
+    )
+    sample_norm: NotNegative = Field(
+        0.0,
+        description="norm that longer samples are scaled down to before they are noised; 0: the root of their "
+        "dimension, which no sample in [-1, 1] exceeds",
+    )
+    epsilon: NotNegative = Field(
+        0.0, description="the most that a client may spend of its class's data in its store, over all runs; 0: any"
+    )
+    delta: Annotated[float, Field(gt=0, lt=1)] = Field(1e-5, description="at which epsilon is stated")
+
+    @property
+    def proved(self) -> bool:
+        """Whether an epsilon bounds what is sent."""
+        return self.mode in PROVED
 
 
 class Rivals(Group):
@@ -389,8 +410,11 @@ class RunConfig(BaseModel):
             raise ValueError("peers-per-step needs draws = fresh: fixed draws meet each peer once a round as it is")
         if self.publishing.mode != "network" and self.mutual.rule == "auto":
             raise ValueError(
-                "beta-rule = auto weighs whole networks, and noise-split sends a part: use scarcity or constant"
+                f"beta-rule = auto weighs whole networks, and {self.publishing.mode} sends a part: use scarcity or "
+                "constant"
             )
+        if self.publishing.proved and (beside := _beyond_the_proof(self)):
+            raise ValueError(f"with publish = {self.publishing.mode} all that is sent is proved: set {beside}")
         if self.publishing.mode != "network" and self.diffusion.process == "ddpm":
             last = (self.diffusion.steps - 1) / self.diffusion.steps
             if self.publishing.split > last:
@@ -460,6 +484,17 @@ def _fields() -> Iterator[tuple[str | None, str, FieldInfo]]:
             yield from ((name, str(inner.alias), inner) for inner in _GROUPS[name].model_fields.values())
 
 
+def _beyond_the_proof(config: RunConfig) -> str:
+    """The settings that would send what no epsilon bounds, as they would have to be; empty where there are none."""
+    needed = {
+        "keep = last": config.optimiser.keep == "last" or config.publishing.mode == "noise-budget",
+        "evaluate-every = 0": not config.federation.evaluate_every,
+        "share-counts = false": not config.federation.share_counts,
+        "draws = fresh": config.optimiser.draws == "fresh",
+    }
+    return " and ".join(setting for setting, met in needed.items() if not met)
+
+
 _PLACES = {key: group for group, key, _ in _fields()}
 """{flat key: its group}."""
 
@@ -487,6 +522,10 @@ _EFFECTS: dict[str, tuple[str, Callable[[RunConfig], bool]]] = {
     "batch": ("draws", lambda config: config.optimiser.draws == "fresh"),
     "split": ("publish", lambda config: config.publishing.mode != "network"),
     "published-width": ("publish", lambda config: config.publishing.mode != "network"),
+    "noised-versions": ("publish", lambda config: config.publishing.mode == "noise-budget"),
+    "sample-norm": ("publish", lambda config: config.publishing.mode == "noise-budget"),
+    "epsilon": ("publish", lambda config: config.publishing.proved),
+    "delta": ("publish", lambda config: config.publishing.proved),
     "scarcity": ("beta-rule", lambda config: config.mutual.rule == "scarcity"),
     "extractor-steps": ("extractor", lambda config: bool(config.measuring.extractor)),
     "tstr-seeds": ("samples", lambda config: config.measuring.samples > 0 or not config.measuring.tstr_seeds),

@@ -146,11 +146,12 @@ class HistoryLine(Record):
     status: ok, idle (not asked), error, rejected or missing (no reply in time); reason: why it is not ok; step:
     gradient steps of the class's client so far; loss, mutual term and gradient norm: means over the round's steps;
     held_out: the loss on samples kept from training; seconds: of gradient steps; round_seconds: of the whole round;
-    count: the class's training samples, where clients share it; asked: the peers that it asked for, where clients may.
-    None where a value was not measured.
+    count: the class's training samples, where clients share it; asked: the peers that it asked for, where clients may;
+    epsilon: what bounds all that the class has sent in this run, at the setting `delta`. None where a value was not
+    measured, or does not exist.
     """
 
-    LEFT_OUT = frozenset({"step", "count", "asked"})
+    LEFT_OUT = frozenset({"step", "count", "asked", "epsilon"})
 
     round: int
     class_: int
@@ -166,6 +167,7 @@ class HistoryLine(Record):
     bytes_up: int = 0
     count: int | None = None
     asked: Sequence[int] | None = None
+    epsilon: float | None = None
     round_seconds: float | None = None
     more: Mapping[str, Any] = field(default_factory=dict)
 
@@ -174,7 +176,7 @@ class HistoryLine(Record):
         _whole("class", self.class_)
         for z in self.asked or ():
             _whole("asked", z)
-        for name in ("step", "loss", "mutual", "grad_norm", "held_out", "seconds", "round_seconds", "count"):
+        for name in ("step", "loss", "mutual", "grad_norm", "held_out", "seconds", "round_seconds", "count", "epsilon"):
             _number(name, getattr(self, name))
         for name in ("bytes_down", "bytes_up"):
             if getattr(self, name) is None:
@@ -190,7 +192,8 @@ class RunFacts(Record):
     does with the data, a key of `DATA`; preset: the name of the one that it was started from; training_counts: samples
     of each class; clients_at_once: how many trained in parallel; overhead: wall time of the rounds over that of the
     gradient steps alone; extractor: the network in whose features it was measured; tuned: the setting that the method
-    chose by held-out samples, its grid and, where all classes share it, what was chosen.
+    chose by held-out samples, its grid and, where all classes share it, what was chosen; epsilon, delta: of all that a
+    client sends in the run, the largest of the classes, where it is bounded.
     """
 
     name: str
@@ -217,6 +220,8 @@ class RunFacts(Record):
     seconds_training: float | None = None
     extractor: Mapping[str, Any] | None = None
     tuned: Mapping[str, Any] | None = None
+    epsilon: float | None = None
+    delta: float | None = None
     more: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -244,9 +249,10 @@ class MetricRow(Record):
 class AuditRow(Record):
     """One number of audit.json with its 95 % interval, None where it is undefined.
 
-    class_: an index, `WORST` or `MEAN`; t: the level of noise as a share of T, None where it plays no part; queries:
-    forward passes for each candidate; members, non_members: how many candidates were trained on, and how many not;
-    part: what of a network that is published in part was attacked, `published` or `whole`.
+    class_: an index, `WORST` or `MEAN`, or `ALL` where candidates of all classes are one set; t: the level of noise as
+    a share of T, None where it plays no part; queries: forward passes for each candidate; members, non_members: how
+    many candidates were trained on, and how many not; part: what of a network that is published in part was attacked,
+    `published` or `whole`.
     """
 
     LEFT_OUT = frozenset({"part"})
@@ -556,7 +562,7 @@ def read_audit(folder: Path, classes: int) -> list[AuditRow]:
     rows = []
     try:
         for values in json.loads(path.read_bytes())["rows"]:
-            if values["class"] not in (WORST, MEAN, *range(classes)):
+            if values["class"] not in (WORST, MEAN, ALL, *range(classes)):
                 raise UserError(f"{path}: class {values['class']} of {classes} classes")
             if lacking := {"attack", "metric", "value"} - set(values):
                 raise UserError(f"{path}: a row lacks {', '.join(sorted(lacking))}")

@@ -15,6 +15,7 @@ from fedmutual.config import RunConfig, beyond_defaults, refuse_without_effect
 from fedmutual.course import Course
 from fedmutual.data import num_classes, sample_shape
 from fedmutual.errors import UserError
+from fedmutual.privacy.versions import sent_epsilon
 from fedmutual.run_folder import read_history
 from server.bank import Bank
 from server.intake import guarded
@@ -98,6 +99,8 @@ def prepare(config: RunConfig, for_clients: Mapping[str, Any] | None = None) -> 
         )
     journal = Journal(config, bank)
     told = read_history(journal.folder, bank.classes) if config.federation.ask_for_peers else []
+    if (epsilon := sent_epsilon(config, bank.shape)) is not None:
+        journal.write_run(epsilon=epsilon, delta=config.publishing.delta)
     return Run(config, bank, journal, for_clients or {}, Wishes(told))
 
 

@@ -14,6 +14,7 @@ from flwr.common.logger import log
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
+from fedmutual.privacy.versions import sent_epsilon
 from fedmutual.records import Rejected, size_of
 from server.intake import Refusal
 from server.orders import OnRound, Round, Run, order_round
@@ -42,6 +43,7 @@ class MutualLearning(Strategy):
         self.done_before = run.journal.round
         self.under_way: Round | None = None
         self.fruitless = 0
+        self.epsilon = sent_epsilon(run.config, run.bank.shape)
 
     def summary(self) -> None:
         """Nothing to say: the run folder holds the settings."""
@@ -109,6 +111,7 @@ class MutualLearning(Strategy):
         measured |= {"count": numbers["count"]} if "count" in numbers else {}
         measured |= {"asked": asked} if asked else {}
         self.run.wishes.asked[y] = asked
+        measured |= {"epsilon": self.epsilon} if self.epsilon is not None else {}
         return _line(round_, y, "ok", "") | {"bytes_up": received} | measured
 
     def _judge(self, rows: list[dict[str, Any]], first: bool) -> None:

@@ -13,6 +13,7 @@ FLOORS = [
     {"fedmutual.settings", "fedmutual.config", "fedmutual.saved_networks"},
     {"fedmutual.device", "fedmutual.data", "fedmutual.diffusion"},
     {"fedmutual.networks", "fedmutual.theory"},
+    {"fedmutual.privacy"},
     {"fedmutual.learning"},
     {"fedmutual.baselines"},
     {"fedmutual.evaluation"},

@@ -16,6 +16,7 @@ from fedmutual.learning.keeping import end_round
 from fedmutual.learning.peers import Peers, freeze
 from fedmutual.learning.player import Player
 from fedmutual.networks import build
+from fedmutual.privacy.versions import versions_for
 
 
 def central_igd(config: RunConfig, data: Data, on_round: OnRound = ignore) -> Trained:
@@ -26,6 +27,7 @@ def central_igd(config: RunConfig, data: Data, on_round: OnRound = ignore) -> Tr
     frozen = [freeze(copy.deepcopy(player.network), config.compute.autocast) for player in players]
     others = [[network for z, network in enumerate(frozen) if z != y] for y in range(len(data))]
     peers = [Peers(rest, [1 / len(rest)] * len(rest)) if config.mutual.beta else Peers() for rest in others]
+    versions = [versions_for(config, part.train) for part in data]
     seconds = [0.0] * len(data)
     for step in range(1, each_step.rounds + 1):
         for network, player in zip(frozen, players, strict=True):
@@ -33,7 +35,7 @@ def central_igd(config: RunConfig, data: Data, on_round: OnRound = ignore) -> Tr
         rows: Rows = []
         for y, (player, part) in enumerate(zip(players, data, strict=True)):
             began = time.perf_counter()
-            steps = local_steps(player, part.train, peers[y], each_step, process, y, step)
+            steps = local_steps(player, part.train, peers[y], each_step, process, y, step, versions[y])
             seconds[y] += time.perf_counter() - began
             rows.append({"class": y, "loss": steps.loss, "mutual": steps.mutual, "grad_norm": steps.gradient_norm})
         if step % config.local_steps == 0:

@@ -16,6 +16,7 @@ from fedmutual.learning.keeping import end_round, keeps_best
 from fedmutual.learning.peers import Peers
 from fedmutual.learning.player import Player
 from fedmutual.networks import build
+from fedmutual.privacy.versions import versions_for
 
 
 def train_alone(config: RunConfig, data: ClassData, y: int, process: Process | None = None) -> tuple[Player, Rows]:
@@ -26,10 +27,10 @@ def train_alone(config: RunConfig, data: ClassData, y: int, process: Process | N
     device = data.train.device
     process = process or make_process(config.diffusion, device, dtype_of(config.compute))
     player = Player.start(build(config, tuple(data.train.shape[1:]), y).to(device), config.optimiser)
-    rows = []
+    rows, versions = [], versions_for(config, data.train)
     for round_ in range(1, config.rounds + 1):
         began = time.perf_counter()
-        steps = local_steps(player, data.train, Peers(), config, process, y, round_)
+        steps = local_steps(player, data.train, Peers(), config, process, y, round_, versions)
         seconds = time.perf_counter() - began
         rows.append({"class": y, "loss": steps.loss, "grad_norm": steps.gradient_norm, "seconds": seconds})
         if keeps_best(config, len(data.held_out)):

@@ -12,6 +12,7 @@ from fedmutual.diffusion import Process
 from fedmutual.diffusion.process import expand
 from fedmutual.learning.objective import denoising_target
 from fedmutual.learning.peers import Peers
+from fedmutual.privacy.versions import Versions
 
 BLOCK = 2**18
 """Numbers of x_t drawn, and shown to the peers, at once: 128 steps of batch 32 on 8x8 images."""
@@ -42,12 +43,22 @@ def make_batch(
     diffusion: Diffusion,
     omega_weight: Weight,
     autocast: Autocast,
+    versions: Versions | None = None,
 ) -> Batch:
-    """The inputs of one or more steps, flat over them: `x0, noise: [rows, *dims]`, `index: [rows]` of the times."""
+    """The inputs of one or more steps, flat over them: `x0, noise: [rows, *dims]`, `index: [rows]` of the times.
+
+    With noised `versions` of the rows, those of times after their level are made of them alone, and not of `x0`.
+    """
     x, t = process.noised(x0, index, noise), process.times[index]
     alpha, sigma = expand(process.alpha[index], x0), expand(process.sigma[index], x0)
-    target = denoising_target(diffusion.parametrisation, x0, noise, alpha, sigma)
     denoising = process.weight(diffusion.lambda_weight)[index]
+    if versions is not None:
+        after = index > versions.level
+        noised_on, seen, factor = versions.noised_on(process, index, noise)
+        x, noise = (torch.where(expand(after, x), *pair) for pair in ((noised_on, x), (seen, noise)))
+        x0 = torch.where(expand(after, x), (x - sigma * noise) / alpha, x0)
+        denoising = torch.where(after, factor * denoising, denoising)
+    target = denoising_target(diffusion.parametrisation, x0, noise, alpha, sigma)
     if peers.by_noise is None:
         return Batch(x, t, target, peers.mean(x, t, autocast), denoising, process.weight(omega_weight)[index])
     level = level_of(index, len(process), len(peers.by_noise.strength))
@@ -62,16 +73,29 @@ def blocks(steps: int, batch: int, numbers: int) -> Iterator[tuple[int, int]]:
         yield start, min(size, steps - start)
 
 
-def noised(x0: Tensor, peers: Peers, process: Process, config: RunConfig, rng: torch.Generator) -> Iterator[Batch]:
-    """The batches of some steps on their samples `x0: [steps * batch, *dims]`, each at a time and noise of its own."""
+def noised(
+    x0: Tensor,
+    peers: Peers,
+    process: Process,
+    config: RunConfig,
+    rng: torch.Generator,
+    versions: Versions | None = None,
+) -> Iterator[Batch]:
+    """The batches of some steps on their samples `x0: [steps * batch, *dims]`, each at a time and noise of its own.
+
+    `versions`: those of the samples, where they have some, see `make_batch`.
+    """
     rows, size = len(x0), config.optimiser.batch
     if config.optimiser.flips:
-        mirrored = torch.rand(rows, generator=rng, device=x0.device) < 0.5
-        x0 = torch.where(expand(mirrored, x0), x0.flip(-1), x0)
+        mirrored = expand(torch.rand(rows, generator=rng, device=x0.device) < 0.5, x0)
+        x0 = torch.where(mirrored, x0.flip(-1), x0)
+        if versions is not None:
+            z = versions.samples
+            versions = versions._replace(samples=torch.where(mirrored, z.flip(-1), z))
     index = torch.randint(len(process), (rows,), generator=rng, device=x0.device)
     noise = torch.randn(x0.shape, dtype=x0.dtype, generator=rng, device=x0.device)
     omega_weight, autocast = config.mutual.omega_weight, config.compute.autocast
-    flat = make_batch(x0, index, noise, peers, process, config.diffusion, omega_weight, autocast)
+    flat = make_batch(x0, index, noise, peers, process, config.diffusion, omega_weight, autocast, versions)
     chunks = [part.split(size) if part is not None else [None] * (rows // size) for part in flat]
     yield from map(Batch._make, zip(*chunks, strict=True))
 
@@ -83,15 +107,18 @@ def fresh(
     process: Process,
     config: RunConfig,
     rng: torch.Generator,
+    versions: Versions | None = None,
 ) -> Iterator[Batch]:
     """Every step draws its own samples, times and noise; drawn and shown to the peers a block of steps at a time.
 
-    `data: [n, *dims]`; `shares: [local_steps, peers]` says how much each peer counts in each step.
+    `data: [n, *dims]`; `shares: [local_steps, peers]` says how much each peer counts in each step; `versions` are those
+    of all samples, where they have some.
     """
     batch = config.optimiser.batch
     for start, steps in blocks(config.local_steps, batch, data[0].numel()):
         rows = torch.randint(len(data), (steps * batch,), generator=rng, device=data.device)
-        yield from noised(data[rows], replace(peers, shares=shares[start : start + steps]), process, config, rng)
+        seen = versions.of_rows(rows, rng) if versions is not None else None
+        yield from noised(data[rows], replace(peers, shares=shares[start : start + steps]), process, config, rng, seen)
 
 
 def fixed(data: Tensor, peers: Peers, process: Process, config: RunConfig, rng: torch.Generator) -> Iterator[Batch]:

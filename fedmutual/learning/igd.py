@@ -8,7 +8,7 @@ gradient unbiased, for it is linear in the mean of the peers. Numbers leave the 
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -21,6 +21,7 @@ from fedmutual.learning.objective import denoising_loss, mutual_loss
 from fedmutual.learning.peers import Peers, effective_beta
 from fedmutual.learning.player import Player, descend, predict
 from fedmutual.networks.split import border, parts
+from fedmutual.privacy.versions import Versions
 from fedmutual.seeds import derive, generator
 
 NO_STEPS = "local-steps = 0 is for separate machines, whose server finds the number: give one here, such as 200"
@@ -35,12 +36,14 @@ class Steps:
     """What a call of `local_steps` measured: means over its steps, each of them before the update.
 
     loss: L_y; mutual: M_y, without beta_y; gradient_norm: of the gradient of both, before clipping. Where a network is
-    published in part they are of that part alone: L_y at its times, and the gradient in its parameters.
+    published in part they are of that part alone: L_y at its times, and the gradient in its parameters. left_out: steps
+    whose gradient in the private part was not finite and counted as 0, where that must not stop what is sent.
     """
 
     loss: float
     mutual: float
     gradient_norm: float
+    left_out: int = 0
 
 
 def local_steps(
@@ -51,9 +54,11 @@ def local_steps(
     process: Process,
     y: int,
     round_: int,
+    versions: Versions | None = None,
 ) -> Steps:
     """`config.local_steps` steps of class y on its own `data: [n, *dims]`, in place.
 
+    With noised `versions` of the data the published part is trained on them alone, and its loss is theirs.
     Without peers the mutual term is 0. Randomness: (seed, y, round, "steps") and, for the peers of each step,
     (seed, y, round, "peer-steps"); or (seed, y, 0, "noise") for fixed draws.
 
@@ -63,6 +68,8 @@ def local_steps(
     """
     if not config.local_steps:
         raise UserError(NO_STEPS)
+    if (config.publishing.mode == "noise-budget") != (versions is not None):
+        raise ValueError("the published part is trained on noised versions with publish = noise-budget, and only then")
     beta = effective_beta(config.mutual, len(data))
     if config.optimiser.draws == "fixed":
         batches = fixed(data, peers, process, config, generator(config.seed, y, 0, "noise", device=data.device))
@@ -70,14 +77,17 @@ def local_steps(
         rng = generator(config.seed, y, round_, "steps", device=data.device)
         chance = generator(config.seed, y, round_, "peer-steps")
         shares = peers.drawn(config.mutual.peers_per_step, config.local_steps, chance)
-        batches = fresh(data, peers, shares, process, config, rng)
+        batches = fresh(data, peers, shares, process, config, rng, versions)
     apart, measured = parts(player.network), []
     player.network.train()
     with torch.random.fork_rng(devices=[data.device] if data.is_cuda else []):
         torch.manual_seed(derive(config.seed, y, round_, "dropout"))
         for batch in batches:
             measured.append(_step(player, apart, batch, beta, config))
-    return means(measured, f"class {y}, round {round_}")
+    where = f"class {y}, round {round_}"
+    if not config.publishing.proved:
+        return means(measured, where)
+    return replace(means([row[:3] for row in measured], where), left_out=_not_finite([row[3:] for row in measured]))
 
 
 def means(measured: Sequence[tuple[Tensor, ...]], where: str) -> Steps:
@@ -90,7 +100,13 @@ def means(measured: Sequence[tuple[Tensor, ...]], where: str) -> Steps:
     finite = columns.isfinite().all(0)
     if not finite.all():
         raise Diverged(f"{where}, local step {int(finite.long().argmin()) + 1}: the loss is no longer finite")
-    return Steps(*(float(column.mean()) for column in columns[:3]))
+    loss, mutual, norm = (float(column.mean()) for column in columns[:3])
+    return Steps(loss, mutual, norm)
+
+
+def _not_finite(norms: Sequence[tuple[Tensor, ...]]) -> int:
+    """How many of the steps have a norm that is not finite."""
+    return sum(not all(bool(norm.isfinite()) for norm in step) for step in norms)
 
 
 def _step(
@@ -99,8 +115,9 @@ def _step(
     """One update; (denoising loss, mutual loss, gradient norms of the parts before clipping), scalars on the device."""
     output = predict(player.network, batch.x, batch.t, config.compute.autocast)
     own = denoising_loss(output, batch.target, batch.denoising)
-    published = (batch.t >= border(config)).to(own.dtype)  # [batch]; peers know no other rows, nor are told of them
-    mean = batch.peer_mean
-    pull = own.new_zeros(()) if mean is None else mutual_loss(output, mean, batch.mutual * published).mean()
-    norms = descend(player, apart, own.mean() + beta * pull, config.optimiser, config.rounds * config.local_steps)
-    return (own.detach() * published).mean(), pull.detach(), *norms
+    published = batch.t >= border(config)  # [batch]; peers know no other rows, nor are told of them
+    mean, none = batch.peer_mean, own.new_zeros(())
+    pull = none if mean is None else torch.where(published, mutual_loss(output, mean, batch.mutual), none).mean()
+    total, proved = config.rounds * config.local_steps, config.publishing.proved
+    norms = descend(player, apart, own.mean() + beta * pull, config.optimiser, total, forgiving=proved)
+    return torch.where(published, own.detach(), none).mean(), pull.detach(), *norms

@@ -6,12 +6,13 @@ The network of round r is published unless l_r - l_b is above 0 by more than a s
 t: Breiman's one-standard-error rule on paired differences, with the last round as the safe choice. So the noise of a
 round, or few samples, keep nobody back, and what is published changes nothing in how the class trains on.
 
-Where a network is published in part, l_r are the losses at the times of that part alone: which round is sent must not
-depend on what is not.
+A network that is published in part keeps each part at a round of its own, by the losses at that part's times: which
+round is sent must not depend on what is not. Where what is sent is proved, only the private part chooses: held-out
+samples must not decide what is sent either.
 """
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +21,7 @@ from fedmutual.config import HELD_OUT_TO_CHOOSE, RunConfig
 from fedmutual.diffusion import Process
 from fedmutual.learning.held_out import held_out_losses, held_out_times, mean_loss
 from fedmutual.learning.player import Kept, Player
-from fedmutual.networks.split import border
+from fedmutual.networks.split import border, parts
 from fedmutual.theory.choice import choose
 
 OfClass = Callable[[nn.Module, int], nn.Module]
@@ -57,9 +58,28 @@ def end_round(
     }
     told = torch.tensor([mean_loss(own) for own in losses.values()], dtype=torch.float64)
     if chooses:
-        published = process.times[held_out_times(process)] >= border(config)
-        told = keep_best(player, torch.cat([own[published].mean(0) for own in losses.values()]), told).losses
+        told = _choose(player, list(losses.values()), config, process)
     return dict(zip(held_out, told.tolist(), strict=True)) if reports else {}
+
+
+def _choose(player: Player, losses: Sequence[Tensor], config: RunConfig, process: Process) -> Tensor:
+    """Keep each part of a player's network at a round; `[classes]`, what is reported of those that are kept."""
+    high = process.times[held_out_times(process)] >= border(config)
+    count, told = len(parts(player.network)[0]), torch.zeros(len(losses), dtype=torch.float64)
+    if not config.publishing.proved:
+        player.kept = keep_best(player.kept, player.average[:count], *_at(high, losses))
+        told += player.kept.losses
+    if not high.all():
+        player.kept_private = keep_best(player.kept_private, player.average[count:], *_at(~high, losses))
+        told += player.kept_private.losses
+    return told
+
+
+def _at(times: Tensor, losses: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """Each sample's loss at some of the times, `[n]`, and what these times add to each class's mean, `[classes]`."""
+    share = float(times.double().mean())
+    told = torch.tensor([share * mean_loss(own[times]) for own in losses], dtype=torch.float64)
+    return torch.cat([own[times].mean(0) for own in losses]), told
 
 
 def _averaged(player: Player) -> nn.Module:
@@ -71,18 +91,17 @@ def _averaged(player: Player) -> nn.Module:
     return network
 
 
-def keep_best(player: Player, losses: Tensor, told: Tensor) -> Kept:
-    """Publish the newest round, unless its held-out `losses: [n]` are worse than the best round's beyond their error.
+def keep_best(before: Kept | None, average: Sequence[Tensor], losses: Tensor, told: Tensor) -> Kept:
+    """The newest round, unless its held-out `losses: [n]` are worse than the best round's beyond their error.
 
-    told: `[classes]`, what is reported of the newest round if it is published. Returns what is published from now on.
+    before: what was kept until now; average: the averaged parameters after the newest round; told: `[classes]`, what is
+    reported of that round if it is kept.
     """
-    before = player.kept
     if before and not _as_good(losses, before.best):
         before.newest = False
         return before
     best = before.best if before and before.best.mean() <= losses.mean() else losses
-    player.kept = Kept([parameter.clone() for parameter in player.average], best, told)
-    return player.kept
+    return Kept([parameter.clone() for parameter in average], best, told)
 
 
 def _as_good(losses: Tensor, best: Tensor) -> bool:
@@ -92,20 +111,29 @@ def _as_good(losses: Tensor, best: Tensor) -> bool:
 
 
 def pack_kept(player: Player) -> dict[str, Tensor]:
-    """What a player publishes of an earlier round, and what its next choice needs, under names `kept/...`."""
-    kept = player.kept
-    if not kept:
-        return {}
-    network = {} if kept.newest else {f"kept/{place}": parameter for place, parameter in enumerate(kept.network)}
-    return {"kept/best": kept.best, "kept/losses": kept.losses, **network}
+    """What a player keeps of earlier rounds, and what its next choice needs, under names `kept/...`, of the private
+    part `kept-private/...`."""
+    return _pack("kept", player.kept) | _pack("kept-private", player.kept_private)
 
 
 def unpack_kept(player: Player, tensors: Mapping[str, Tensor]) -> None:
     """The inverse of `pack_kept`, into a player whose average is in place."""
-    player.kept = None
-    if "kept/best" in tensors:
-        newest, average = "kept/0" not in tensors, player.average
-        network = average if newest else [tensors[f"kept/{i}"] for i in range(len(average))]
-        best = tensors["kept/best"].to(average[0].device)
-        copies = [parameter.to(average[0].device, copy=True) for parameter in network]
-        player.kept = Kept(copies, best, tensors["kept/losses"], newest)
+    count = len(parts(player.network)[0])
+    player.kept = _unpack("kept", tensors, player.average[:count])
+    player.kept_private = _unpack("kept-private", tensors, player.average[count:])
+
+
+def _pack(name: str, kept: Kept | None) -> dict[str, Tensor]:
+    if not kept:
+        return {}
+    network = {} if kept.newest else {f"{name}/{place}": parameter for place, parameter in enumerate(kept.network)}
+    return {f"{name}/best": kept.best, f"{name}/losses": kept.losses, **network}
+
+
+def _unpack(name: str, tensors: Mapping[str, Tensor], average: Sequence[Tensor]) -> Kept | None:
+    if f"{name}/best" not in tensors:
+        return None
+    newest, device = f"{name}/0" not in tensors, average[0].device
+    network = average if newest else [tensors[f"{name}/{place}"] for place in range(len(average))]
+    copies = [parameter.to(device, copy=True) for parameter in network]
+    return Kept(copies, tensors[f"{name}/best"].to(device), tensors[f"{name}/losses"], newest)

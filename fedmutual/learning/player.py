@@ -12,11 +12,11 @@ from fedmutual.config import Autocast, Optimiser
 
 @dataclass
 class Kept:
-    """The round that a class publishes by its held-out samples, see `fedmutual.learning.keeping`.
+    """The round that a class, or a part of its network, is kept at, see `fedmutual.learning.keeping`.
 
-    network: its averaged parameters; best: `[n]`, held-out losses of the best round up to now, one a sample; losses:
-    `[classes]`, the held-out losses of this round as they are reported, on the CPU; newest: whether it is the newest
-    round, so that what is published moves with the average.
+    network: its averaged parameters, of that part; best: `[n]`, held-out losses of the best round up to now, one a
+    sample; losses: `[classes]`, what the part adds to the held-out losses that are reported, on the CPU; newest:
+    whether it is the newest round, so that what is kept moves with the average.
     """
 
     network: list[Tensor]
@@ -50,7 +50,10 @@ class Weighed:
 
 @dataclass
 class Player:
-    """One class's state between rounds: network theta_y, optimiser, averaged parameters, steps taken, what it keeps."""
+    """One class's state between rounds: network theta_y, optimiser, averaged parameters, steps taken, what it keeps.
+
+    kept: the round that it publishes, where it chooses one; kept_private: that of the part that is not sent, if any.
+    """
 
     network: nn.Module
     optimizer: torch.optim.Optimizer
@@ -58,6 +61,7 @@ class Player:
     step: int = 0
     kept: Kept | None = None
     weighed: Weighed | None = None
+    kept_private: Kept | None = None
 
     @classmethod
     def start(cls, network: nn.Module, optimiser: Optimiser) -> "Player":
@@ -74,7 +78,11 @@ class Player:
     def published(self) -> dict[str, Tensor]:
         """The network that peers receive and samples come from: averaged parameters, and buffers as they are."""
         names = [name for name, _ in self.network.named_parameters()]
-        parameters = self.kept.network if self.kept and not self.kept.newest else self.average
+        parameters = list(self.average)
+        if self.kept and not self.kept.newest:
+            parameters[: len(self.kept.network)] = self.kept.network
+        if self.kept_private and not self.kept_private.newest:
+            parameters[-len(self.kept_private.network) :] = self.kept_private.network
         return {**self.network.state_dict(), **dict(zip(names, parameters, strict=True))}
 
 
@@ -97,16 +105,26 @@ def learning_rate(optimiser: Optimiser, step: int, total_steps: int) -> float:
 
 
 def descend(
-    player: Player, parts: Sequence[tuple[Tensor, ...]], loss: Tensor, optimiser: Optimiser, total_steps: int
+    player: Player,
+    parts: Sequence[tuple[Tensor, ...]],
+    loss: Tensor,
+    optimiser: Optimiser,
+    total_steps: int,
+    forgiving: bool = False,
 ) -> list[Tensor]:
     """One update of the player along the gradient of `loss`, a scalar: clip, optimiser step, average.
 
-    `parts` are all its parameters, in groups that are clipped apart. Returns the norm of each one's gradient before
-    clipping, a scalar on the device.
+    `parts` are all its parameters, in groups that are clipped apart. With `forgiving`, the gradient of any but the
+    first counts as 0 where it is not finite. Returns the norm of each one's gradient before clipping, a scalar on the
+    device.
     """
     player.optimizer.zero_grad()
     loss.backward()
     norms = [_clipped(part, optimiser.clip) for part in parts]
+    for part, norm in zip(parts[1:], norms[1:], strict=True) if forgiving else ():
+        for parameter in part:
+            if parameter.grad is not None:
+                parameter.grad.masked_fill_(~norm.isfinite(), 0)
     for group in player.optimizer.param_groups:
         group["lr"] = learning_rate(optimiser, player.step, total_steps)
     player.optimizer.step()

@@ -36,7 +36,7 @@ def read_owned(folder: Path, round_: int) -> dict[str, Tensor]:
     path = owned_path(folder, round_)
     if not path.exists():
         rounds = sorted(int(other.stem.removeprefix("network-")) for other in folder.glob("network-*.safetensors"))
-        there = f"there are those of {', '.join(map(str, rounds))}" if rounds else "there is none"
+        there = f"there are those of {', '.join(map(str, rounds))}: name one by --round" if rounds else "there is none"
         raise UserError(f"{folder} holds no whole network of round {round_}: {there}")
     try:
         return load(path)[0]

@@ -163,8 +163,10 @@ def audit(
 
     RUN is the folder that a run wrote. Members are a class's training samples; the others were never trained on.
     """
+    from fedmutual.run_folder import read_facts
     from simulations.runs.membership import audit_run, control, part_in_words, table
     from simulations.runs.networks import read_networks
+    from simulations.runs.proved import refutation
 
     changes, rows = parse_assignments(settings or []), []
     for run in runs:
@@ -176,6 +178,8 @@ def audit(
             print(f"{run}{part_in_words(of_run)}:")
             print_wide(table(of_run))
             print(control(of_run))
+            if said := refutation(of_run, read_facts(run)):
+                print(said)
     if as_json:
         return print_json(rows)
     print("These are the attacks that were tried: a low number is no proof of privacy.")
@@ -223,6 +227,7 @@ def write_page(runs: list[Path], out: Path, as_json: bool) -> None:
     from simulations.report.page import write_report
     from simulations.runs.arms import arms_of
     from simulations.runs.folder import read_runs
+    from simulations.runs.proved import claim
 
     with progress("writing the report"):
         rows = comparison(runs)
@@ -239,6 +244,9 @@ def write_page(runs: list[Path], out: Path, as_json: bool) -> None:
         print_metrics(rows)
     if arms > 2 or (arms > 1 and any(row["seeds"] > 1 for row in rows)):
         print_wide(comparison_table(rows))
+    for said in dict.fromkeys(claim(run.facts, run.settings) for run in read_runs(runs)):
+        if said:
+            print(said)
     print(f"report: {page}")
 
 

@@ -23,6 +23,7 @@ from fedmutual.learning.igd import local_steps
 from fedmutual.learning.peers import Peers, freeze
 from fedmutual.learning.player import Player, predict
 from fedmutual.networks import build
+from fedmutual.privacy.versions import versions_for
 from simulations.experiments.choosing import Speed
 from simulations.experiments.plan import begin_worker
 from simulations.runs.sampling import draw
@@ -106,8 +107,10 @@ def client_seconds(config: RunConfig, shape: tuple[int, ...], classes: int) -> C
     networks = [freeze(build(config, shape, y + 1).to(device), config.compute.autocast) for y in range(count)]
     peers = Peers(networks, [1 / count] * count if count else [])
 
+    versions = versions_for(config, data)
+
     def steps(peers: Peers) -> Callable[[int], object]:
-        return lambda number: local_steps(player, data, peers, config.but(local_steps=number), process, 0, 1)
+        return lambda number: local_steps(player, data, peers, config.but(local_steps=number), process, 0, 1, versions)
 
     step, alone = seconds_each(steps(peers)), seconds_each(steps(Peers()))
     more = max(0, classes - 1 - count) if not config.mutual.peers_per_step and not config.mutual.peers_per_round else 0

@@ -20,6 +20,7 @@ from simulations.report.comparison import Comparison
 from simulations.report.leakage import leakage
 from simulations.report.line_charts import DASHES
 from simulations.report.missing import missing_classes
+from simulations.report.proved import proved
 from simulations.report.samples import samples
 from simulations.report.tables import FEW, head_of
 from simulations.report.training import curves, quantile_curves
@@ -127,6 +128,7 @@ def _measures(compared: Comparison) -> dict[str, Any]:
         "differences": sections.differences(compared) if len(compared.arms) > FEW else [],
         "samples": samples(compared.arms, compared.many or len(compared.arms) > FEW, _worst(compared)),
         "class_table": class_table(compared),
+        "proved": proved(compared),
         "leakage": leakage(compared),
         "shortage": _shortage(compared),
     }

@@ -10,6 +10,7 @@ from fedmutual.evaluation.intervals import Estimate
 from fedmutual.evaluation.metrics import Nearest
 from fedmutual.evaluation.usefulness import Scores, training_sets
 from simulations.runs.arms import ends
+from simulations.runs.proved import IN_PARTS
 from simulations.runs.release import Releasing
 
 QUANTILES = {"5 %": 0.05, "median": 0.5}
@@ -37,7 +38,7 @@ def datasheet(made: Releasing, folders: Mapping[int, str]) -> dict[str, Any]:
             "images": made.images,
             "missing": missing,
             "drop_copies": made.drop_copies,
-            "guarantee": guarantee(made.facts, made.drop_copies),
+            "guarantee": guarantee(made.facts, made.drop_copies, made.config.publishing.mode in IN_PARTS),
             "rows": [_class_row(made, y, folders.get(y)) for y in sorted(made.samples)],
             "usefulness": _usefulness(made) if made.scores else None,
             "not_useful": made.not_useful,
@@ -125,12 +126,18 @@ def _difference(scores: Mapping[str, list[Scores]], one: str, other: str, rarest
     return {"of": one, "to": other, **told}
 
 
-def guarantee(facts: Mapping[str, Any], drop_copies: bool) -> dict[str, Any]:
-    """Epsilon and delta of the run's facts, or none, and what may be said of the release."""
+def guarantee(facts: Mapping[str, Any], drop_copies: bool, in_parts: bool = False) -> dict[str, Any]:
+    """Epsilon and delta of the run's facts, or none, and what may be said of the release.
+
+    in_parts: samples are drawn from private parts as well, which were never sent, and no epsilon is of them.
+    """
     epsilon, delta = facts.get("epsilon"), facts.get("delta")
     if epsilon is None:
         return {"epsilon": None, "delta": None, "words": "No formal guarantee."}
     stated = f"The run states epsilon = {epsilon:.3g} at delta = {delta:.3g} for what its clients sent"
+    if in_parts:
+        words = f"{stated}. These samples are drawn from the owners' private parts as well: no formal guarantee."
+        return {"epsilon": None, "delta": None, "words": words}
     words = f"{stated}, which covers these samples only where they are drawn from that alone."
     if drop_copies:
         words = f"{stated}; it does not cover this release, as leaving out near copies has looked at training samples."

@@ -16,11 +16,13 @@ from fedmutual.device import dtype_of, pick_device
 from fedmutual.diffusion import make_process
 from fedmutual.diffusion.sampling import noise_predictor
 from fedmutual.errors import UserError
+from fedmutual.evaluation.lower_bound import Guesses
 from fedmutual.evaluation.membership import PIA_TIME, SECMI_TIME, SIMA_TIME, TIMES, Finding, audit, mean
 from fedmutual.networks.split import border
 from fedmutual.run_folder import MEAN, WORST, AuditRow, read_facts, write_audit
 from fedmutual.seeds import generator
 from simulations.runs.networks import class_networks, publishes_in_part, run_config, sent_networks
+from simulations.runs.proved import bound_row, guesses
 from simulations.runs.sampling import OnClass, draw_class
 from simulations.runs.shadows import attack_with_shadows, refuse_unshadowed
 
@@ -91,6 +93,7 @@ def attack_run(
     findings: dict[int, list[Finding]] = {}
     sizes: dict[int, tuple[int, int]] = {}
     rows: list[AuditRow] = []
+    claimed, told = config.publishing.proved and not whole, Guesses(0, 0, 0)
     for y, parts in sides.items():
         members, non_members = (
             part[: config.measuring.audit_candidates].to(device, process.alpha.dtype) for part in parts
@@ -103,6 +106,8 @@ def attack_run(
         predict = noise_predictor(networks[y], process, config.diffusion.parametrisation, clip=False)
         rng = generator(config.seed, y, round_, "audit", device=device)
         findings[y] = audit(predict, process, members, non_members, samples, rng, start)
+        if claimed:
+            told += guesses(predict, process, members, non_members, config, y, start)
         if shadows:
             findings[y] += attack_with_shadows(networks[y], process, members, non_members, config, y, shadows)
         sizes[y] = len(members), len(non_members)
@@ -110,6 +115,7 @@ def attack_run(
         on_class(y)
     for same in _by_attack(findings):
         rows += _summaries(method, config.seed, same, sizes)
+    rows += [bound_row(method, config, told, start)] if claimed else []
     return round_, [replace(row, part=part) for row in rows]
 
 

@@ -1,5 +1,6 @@
 """The networks of a run, read from its checkpoints."""
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -164,8 +165,10 @@ def _whole(folder: Path, config: RunConfig, entries: Mapping[int, NetworkOfRound
 
     The store is the setting `store`, or that of the simulation in the run folder; it need not know every class.
 
+    A class whose store has lost the network of that round is left out, and the log says so.
+
     Raises:
-        UserError: no store of any class is here, or one has lost the network of that round.
+        UserError: no store of any class is here, or none has the network of that round.
     """
     if not any(lacks_private(entry.network) for entry in entries.values()):
         return {y: entry.network for y, entry in entries.items()}
@@ -177,7 +180,15 @@ def _whole(folder: Path, config: RunConfig, entries: Mapping[int, NetworkOfRound
             f"{folder} holds of each class the part that it published, for t / T from {config.publishing.split:g} on, "
             "which draws no samples: the whole network is in its owner's store, and -s store=DIR names it there"
         )
-    return {y: read_owned(place, entries[y].round) for y, place in owned.items()}
+    networks: dict[int, Network] = {}
+    for y, place in owned.items():
+        try:
+            networks[y] = read_owned(place, entries[y].round)
+        except UserError as error:
+            if not networks and y == max(owned):
+                raise
+            logging.getLogger(__name__).warning("%s; class %d is left out", error, y)
+    return networks
 
 
 def _exact(state: "Network", config: RunConfig, device: torch.device) -> nn.Module:

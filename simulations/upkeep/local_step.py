@@ -26,6 +26,7 @@ from fedmutual.learning.objective import denoising_target
 from fedmutual.learning.peers import Peers, freeze
 from fedmutual.learning.player import Player, predict
 from fedmutual.networks import build
+from fedmutual.privacy.versions import versions_for
 
 TURNS = 7
 """Turns of each loop that count; one more before them warms up."""
@@ -71,14 +72,14 @@ class OurLoop:
     def __init__(self, config: RunConfig, network: nn.Module, data: Tensor, peers: list[nn.Module], count: int):
         self.config = config.but(peers_per_step=count) if count else config
         self.data, self.peers = data, Peers(peers, [1 / len(peers)] * len(peers)) if count else Peers()
-        self.player = Player.start(network, config.optimiser)
+        self.player, self.versions = Player.start(network, config.optimiser), versions_for(config, data)
         self.process = make_process(config.diffusion, data.device, dtype_of(config.compute))
 
     def seconds(self, steps: int) -> float:
         """Seconds a step, of so many."""
         config = self.config.but(local_steps=steps)
         began = clock(self.data.device)
-        local_steps(self.player, self.data, self.peers, config, self.process, 0, 1)
+        local_steps(self.player, self.data, self.peers, config, self.process, 0, 1, self.versions)
         return (clock(self.data.device) - began) / steps
 
 

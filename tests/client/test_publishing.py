@@ -113,6 +113,16 @@ def test_an_audit_attacks_what_is_sent_and_on_request_the_whole(split, command_l
     assert min(row["t"] for row in rows if row["t"]) == 0.02
 
 
+def test_whole_networks_are_attacked_as_far_as_they_are_there(split, caplog):
+    config = split(samples=0)
+    federate(config)
+    run = Path(config.federation.out)
+    (class_folder(Path(config.federation.store), read_facts(run).run, 9) / "network-000002.safetensors").unlink()
+    audited = {row.class_ for row in audit_run(run, whole=True)}
+    assert audited == {*range(9), "worst", "mean"}
+    assert "no whole network of round 2: there are those of 1: name one by --round; class 9 is left out" in caplog.text
+
+
 def test_the_published_part_alone_needs_no_store_to_be_attacked(split):
     config = split(samples=12)
     federate(config)

@@ -12,8 +12,9 @@ from fedmutual.diffusion import make_process
 from fedmutual.learning.igd import local_steps
 from fedmutual.learning.keeping import keep_best
 from fedmutual.learning.peers import Peers
-from fedmutual.learning.player import Player
+from fedmutual.learning.player import Kept, Player
 from fedmutual.networks import build
+from fedmutual.networks.split import parts
 
 SHAPE = (1, 4, 4)
 
@@ -65,7 +66,8 @@ def test_a_restored_player_goes_on_bit_for_bit(store, optimizer):
 
 def choose(one, *losses):
     """What a player publishes after a round with these held-out losses on ten samples."""
-    keep_best(one, torch.tensor(losses).repeat(10), torch.tensor([sum(losses)], dtype=torch.float64))
+    told = torch.tensor([sum(losses)], dtype=torch.float64)
+    one.kept = keep_best(one.kept, one.average, torch.tensor(losses).repeat(10), told)
     return {name: tensor.clone() for name, tensor in one.published().items()}
 
 
@@ -87,6 +89,20 @@ def test_a_restored_player_publishes_what_it_kept_and_chooses_on_as_before(store
     advance(other, 3)
     for loss in (1.5, 0.25):
         torch.testing.assert_close(choose(one, loss, loss), choose(other, loss, loss), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("newest", [False, True])
+def test_a_restored_player_keeps_its_private_part_at_the_same_round(store, newest):
+    settings = config().but(publish="noise-split")
+    one, other = player(settings), player(settings)
+    losses, private = torch.rand(20), one.average[len(parts(one.network)[0]) :]
+    told = torch.ones(1, dtype=torch.float64)
+    one.kept_private = Kept([torch.rand_like(parameter) for parameter in private], losses, told, newest)
+    store.keep(one, numbers(one, 1, 1), checkpointed=0)
+    store.restore(other, attempt=1, round_=2, checkpointed=0)
+    torch.testing.assert_close(other.published(), one.published(), rtol=0, atol=0)
+    assert torch.equal(other.kept_private.best, losses)
+    assert (other.kept, other.kept_private.newest) == (None, newest)
 
 
 def test_going_back_forgets_what_was_best_in_the_forgotten_rounds(store):

@@ -15,6 +15,7 @@ from fedmutual.learning.peers import Peers
 from fedmutual.learning.player import Player
 from fedmutual.networks import build
 from fedmutual.networks.split import sent
+from fedmutual.privacy.versions import versions_for
 from tests.support.federation import assert_same
 
 SHAPE = (1, 4, 4)
@@ -43,7 +44,8 @@ def published_rounds(sequence):
     for round_, losses in enumerate(sequence, 1):
         for parameter in player.average:
             parameter.fill_(round_)
-        keep_best(player, torch.tensor(losses, dtype=torch.float64), torch.tensor([float(round_)], dtype=torch.float64))
+        told = torch.tensor([float(round_)], dtype=torch.float64)
+        player.kept = keep_best(player.kept, player.average, torch.tensor(losses, dtype=torch.float64), told)
         tensors = {tensor.unique().item() for name, tensor in player.published().items() if "weight" in name}
         assert len(tensors) == 1
         published.append(int(tensors.pop()))
@@ -132,6 +134,47 @@ def test_one_network_for_all_classes_chooses_by_the_held_out_samples_of_all(few)
     assert told["best"][-1] < 0.95 * told["last"][-1]
     assert told["best"][-1] in told["last"][:-1]  # the network of an earlier round
     assert any(not torch.equal(published["best"][name], published["last"][name]) for name in published["last"])
+
+
+def test_each_part_of_a_network_is_kept_at_a_round_of_its_own(few):
+    """The private part as it was after the round that its own losses find best, and what is reported is of both."""
+    settings = config(publish="noise-split", split=0.5)
+    process, player, averages = make_process(settings.diffusion), player_of(settings), {}
+    names = [name for name, _ in player.network.named_parameters()]
+    for round_ in range(1, 13):
+        local_steps(player, few.train, Peers(), settings, process, 0, round_)
+        averages[round_] = {name: t.clone() for name, t in zip(names, player.average, strict=True)}
+        told = end_round(player, {0: few.held_out}, settings, process, round_)[0]
+        network = build(settings, SHAPE, 0)
+        network.load_state_dict(player.published())
+        loss = held_out_loss(network, few.held_out, settings.diffusion, "none", process, settings.seed, 0)
+        assert told == pytest.approx(loss, rel=1e-6)
+    rounds = {part: published_round(player, averages, part) for part in ("published.", "private.")}
+    assert rounds["private."] != rounds["published."]
+    assert rounds["private."] < 12
+
+
+def published_round(player, averages, part):
+    """The one round after which that part was as it is published now."""
+    now = player.published()
+    (round_,) = (
+        number
+        for number, then in averages.items()
+        if all(torch.equal(tensor, now[name]) for name, tensor in then.items() if name.startswith(part))
+    )
+    return round_
+
+
+def test_where_what_is_sent_is_proved_held_out_samples_choose_the_private_part_alone(few):
+    settings = config(publish="noise-budget", split=0.5, evaluate_every=0)
+    process, player, averages = make_process(settings.diffusion), player_of(settings), {}
+    versions, names = versions_for(settings, few.train), [name for name, _ in player.network.named_parameters()]
+    for round_ in range(1, 13):
+        local_steps(player, few.train, Peers(), settings, process, 0, round_, versions)
+        averages[round_] = {name: t.clone() for name, t in zip(names, player.average, strict=True)}
+        assert end_round(player, {0: few.held_out}, settings, process, round_) == {}
+    assert published_round(player, averages, "published.") == 12
+    assert published_round(player, averages, "private.") < 12
 
 
 def test_the_part_that_never_leaves_has_no_say_in_the_round_that_is_sent(few):

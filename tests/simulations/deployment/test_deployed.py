@@ -14,11 +14,13 @@ import torch
 from flwr.app import MessageType
 from sklearn.datasets import load_digits
 
+from fedmutual.checkpoint import load
 from fedmutual.config import RunConfig
 from fedmutual.errors import UserError
 from fedmutual.networks import build
 from fedmutual.networks.owned import class_folder, read_owned
 from fedmutual.networks.split import PRIVATE, sent
+from fedmutual.privacy.ledger import Ledger
 from fedmutual.records import HELLO, NUMBERS, ORDER
 from fedmutual.run_folder import read_history
 from simulations.deployment.demo import IMAGES, demo, rounds_table, write_images
@@ -219,9 +221,10 @@ def test_errors_tell_the_server_nothing_private_either(federation, completed):
 
 
 def test_the_private_part_of_a_network_crosses_no_wire_and_its_owner_draws_from_it(federation, completed, tmp_path):
-    """A second run, with publish = noise-split: every object of its messages, and what its folder alone is worth."""
+    """A second run, with publish = noise-budget: every object of its messages, and what its folder alone is worth."""
     before = {message.object_id for message in wire.captured(federation.root / "superlink.db")[0]}
-    settings = {**SETTINGS, "publish": "noise-split", "published-width": 8, "out": str(tmp_path / "run")}
+    proved = {"publish": "noise-budget", "keep": "last", "evaluate-every": 0}
+    settings = {**SETTINGS, **proved, "published-width": 8, "out": str(tmp_path / "run")}
     run = finish(federation, settings)
     assert federation.status(run) == "finished:completed", federation.why(run)
     messages, others = wire.captured(federation.root / "superlink.db")
@@ -232,6 +235,9 @@ def test_the_private_part_of_a_network_crosses_no_wire_and_its_owner_draws_from_
     stores = [federation.root.parent / f"store-{y}" for y in range(CLIENTS)]
     whole = [read_owned(class_folder(store, identity, y), SETTINGS["rounds"]) for y, store in enumerate(stores)]
     secrets = [t.numpy().tobytes() for network in whole for name, t in network.items() if name.startswith(PRIVATE)]
+    noised = [load(class_folder(store, identity, y) / "versions.safetensors")[0] for y, store in enumerate(stores)]
+    secrets += [sample.numpy().tobytes() for tensors in noised for sample in tensors["samples"][0]]
+    assert [len(Ledger(store, y).entries()) for y, store in enumerate(stores)] == [1, 1]
     records = [record for message in messages for record in message.content.array_records.values()]
     assert len(records) >= 2 * CLIENTS * 2  # replies and peers
     for record in records:
@@ -241,6 +247,9 @@ def test_the_private_part_of_a_network_crosses_no_wire_and_its_owner_draws_from_
         assert not any(secret in data for secret in secrets if len(secret) > 100 for data in content)
         assert_no_sample_in([array.numpy() for array in record.values()], federation.root.parent)
     assert_nothing_private(federation, messages)
+    replies = [m for m in messages if m.metadata.src_node_id != wire.SERVER and m.content.array_records]
+    assert len(replies) == CLIENTS * SETTINGS["rounds"]
+    assert all(set(reply.content["numbers"]) == set(NUMBERS) for reply in replies)
     with pytest.raises(UserError, match="the part that it published"):
         draw_samples(tmp_path / "run", 4)
     drawn = draw_samples(tmp_path / "run", 4, here={"store": str(stores[1])})

@@ -21,7 +21,7 @@ from simulations.cli.tables import print_metrics
 from simulations.report import figures
 from simulations.report.answer import by_comparison
 from simulations.report.comparison import Comparison, comparison
-from simulations.report.page import write_report
+from simulations.report.page import render, write_report
 from simulations.runs.arms import arms_of
 from simulations.runs.folder import find_runs, read_runs
 from tests.simulations.report.test_page import Balance
@@ -241,6 +241,29 @@ def test_the_page_says_which_part_of_a_network_was_attacked(tmp_path: Path, part
     page = write_report([fabricate(tmp_path / "run", audit=rows)], tmp_path / "page.html").read_text()
     assert says in page
     assert ("is what was attacked" in page, "which are not sent" in page) == (part == "published", part == "whole")
+
+
+@pytest.mark.parametrize(
+    ("bound", "says"),
+    [(1.25, "The run claims 5.46."), (7.0, "That refutes the epsilon of 5.46 that the run claims: do not trust")],
+)
+def test_page_and_terminal_say_what_is_proved_and_what_an_audit_refutes(tmp_path, command_line, bound, says) -> None:
+    row = {"class": "all", "attack": "pia", "metric": "epsilon", "value": bound, "t": 0.73, "members": 298}
+    run = fabricate(tmp_path / "run", audit=[{**row, "right": 170}], epsilon=5.455, delta=1e-5)
+    other = fabricate(tmp_path / "other", "isolated")
+    settings = (run / "config.toml").read_text().replace('publish = "network"', 'publish = "noise-budget"')
+    settings = settings.replace('keep = "best"', 'keep = "last"').replace("evaluate-every = 1", "evaluate-every = 0")
+    (run / "config.toml").write_text(settings)
+    code, out, _ = command_line("report", run, other, "--out", tmp_path / "page.html")
+    page = " ".join((tmp_path / "page.html").read_text().split())
+    claimed = "All that a client sends in this run has epsilon = 5.46 at delta = 1e-05: it changes the odds on which"
+    assert code == 0
+    assert out.count(claimed) == 1
+    assert page.count(claimed) == 1
+    assert "by a factor of 234 at most. Samples are drawn from the owners' private parts as well" in out
+    assert "Epsilon is at least" in page
+    assert f"with 95% confidence: of 298 pairs PIA told 170 apart. {says}" in page
+    assert "What is proved" not in render(arms_of(read_runs([other])))
 
 
 def test_a_use_of_data_that_nobody_knows_is_refused(tmp_path: Path) -> None:

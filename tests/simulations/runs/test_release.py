@@ -221,6 +221,9 @@ def test_an_epsilon_is_told_and_does_not_cover_a_filtered_release() -> None:
     assert "epsilon = 3 at delta = 1e-05 for what its clients sent" in guarantee(facts, False)["words"]
     assert (guarantee(facts, False)["epsilon"], guarantee(facts, False)["delta"]) == (3.0, 1e-5)
     assert "does not cover this release" in guarantee(facts, True)["words"]
+    from_more = guarantee(facts, False, in_parts=True)
+    assert (from_more["epsilon"], from_more["delta"]) == (None, None)
+    assert "drawn from the owners' private parts as well: no formal guarantee." in from_more["words"]
 
 
 def test_numbers_that_are_no_pictures(tmp_path: Path, command_line: CommandLine) -> None:

@@ -1,0 +1,79 @@
+"""What a run claims of epsilon, in words, and the lower bound that an audit sets against the claim."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from fedmutual.config import RunConfig
+from fedmutual.diffusion import Process
+from fedmutual.diffusion.sampling import Predict
+from fedmutual.evaluation.attacks import pia_scores
+from fedmutual.evaluation.lower_bound import CONFIDENCE, Guesses, epsilon_at_least, guess
+from fedmutual.evaluation.membership import PIA_TIME, level_from
+from fedmutual.run_folder import ALL, AuditRow
+from fedmutual.seeds import derive
+
+IN_PARTS = ("noise-split", "noise-budget")
+"""Values of `publish` by which the owner draws from more than is sent."""
+
+
+def guesses(
+    predict: Predict, process: Process, members: Tensor, others: Tensor, config: RunConfig, y: int, start: float
+) -> Guesses:
+    """Of pairs of a member and a sample that could have been one in its place: how often PIA tells which it was."""
+    index = process.nearest(level_from(start, PIA_TIME))
+    used, unused = (pia_scores(predict, process, side, index).cpu().numpy() for side in (members, others))
+    return guess(used, unused, np.random.default_rng(derive(config.seed, y, 0, "pairs")))
+
+
+def bound_row(method: str, config: RunConfig, told: Guesses, start: float) -> AuditRow:
+    """The row of the bound that the guesses of all classes make: clients look at no sample of each other's."""
+    return AuditRow(
+        method=method,
+        seed=config.seed,
+        class_=ALL,
+        attack="pia",
+        t=level_from(start, PIA_TIME),
+        metric="epsilon",
+        value=epsilon_at_least(told, config.publishing.delta),
+        queries=2,
+        members=told.made,
+        non_members=told.made,
+        more={"right": told.right},
+    )
+
+
+def claim(facts: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
+    """What the run claims of all that a client sends; empty where it claims nothing."""
+    epsilon, delta = facts.get("epsilon"), facts.get("delta")
+    if epsilon is None:
+        return ""
+    odds = f"{math.exp(epsilon):.3g}" if epsilon < 100 else f"10^{epsilon / math.log(10):.0f}"
+    said = (
+        f"All that a client sends in this run has epsilon = {epsilon:.3g} at delta = {delta:g}: it changes the odds on "
+        f"which of two values a training sample had by a factor of {odds} at most."
+    )
+    if settings.get("publish") in IN_PARTS:
+        said += " Samples are drawn from the owners' private parts as well, and have no such guarantee."
+    return said
+
+
+def refutation(rows: Sequence[AuditRow], facts: Mapping[str, Any]) -> str:
+    """The lower bound of an audit beside the claim; empty where there is none."""
+    bounds = [row for row in rows if (row.class_, row.metric) == (ALL, "epsilon")]
+    if not bounds:
+        return ""
+    (row,) = bounds
+    found = (
+        f"Epsilon is at least {row.value:.2f} with {CONFIDENCE:.0%} confidence: of {row.members} pairs PIA told "
+        f"{row['right']} apart."
+    )
+    claimed = facts.get("epsilon")
+    if claimed is None or row.value is None:
+        return found
+    if row.value > claimed:
+        return f"{found} That refutes the epsilon of {claimed:.3g} that the run claims: do not trust what it sends."
+    return f"{found} The run claims {claimed:.3g}."
