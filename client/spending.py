@@ -63,13 +63,15 @@ def paid_versions(
 def _told(config: RunConfig, dimension: int) -> dict[str, Any]:
     """What the versions depend on beside the samples and the noise."""
     asked, diffusion = config.publishing, config.diffusion
-    process = {"process": diffusion.process, "diffusion-steps": diffusion.steps, "horizon": diffusion.horizon}
     return {
         "versions": asked.noised_versions,
         "norm": norm_of(config, dimension),
         "split": asked.split,
-        **process,
+        "process": diffusion.process,
+        "diffusion-steps": diffusion.steps,
+        "horizon": diffusion.horizon,
         "stop": diffusion.stop,
+        "dtype": config.compute.dtype,  # whose rounding may put a time on the other side of the split
     }
 
 
