@@ -20,6 +20,7 @@ from flwr.common.logger import log
 from torch import nn
 
 from client.loaded_peers import LoadedPeers
+from client.noise import Noise, paid_noise
 from client.spending import paid_versions
 from client.store import Busy, LostState, Numbers, StaleRound, Store
 from fedmutual.checkpoint import Unwritable
@@ -108,17 +109,20 @@ def _train(message: Message, context: Context) -> Message:
         if numbers.get("round") == round_:
             log(INFO, "round %d was done before: its reply is sent again", round_)
         else:
-            versions = None
+            versions, noise = None, None
             if config.publishing.mode == "noise-budget":
                 versions = paid_versions(store, store_root(config), order["run"], y, data.train, own, config)
-            measured = _round(player, data, peers, config, y, round_, versions)
+            if config.publishing.mode == "dp-sgd":
+                seen = [message.content.array_records[name] for name in order["peers"]]
+                noise = paid_noise(store, store_root(config), order, seen, y, player, own, config)
+            measured = _round(player, data, peers, config, y, round_, versions, noise)
             numbers = {"class": y, "attempt": attempt, "round": round_, **measured}
             # A state that the server would refuse is not kept: the next round starts from the last good one.
             for network in (player.published(), player.network.state_dict()):
                 check_values(sent(network), limit)
                 if not config.publishing.proved:  # what is not sent must not decide whether something is
                     check_values(network, norm_limit(initial, bound))
-            store.keep(player, numbers, checkpointed, whole=config.publishing.mode == "network")
+            store.keep(player, numbers, checkpointed, whole=not config.publishing.in_parts)
     rounded = rounded_names(player.network, config.federation.wire_dtype)
     reply = RecordDict({"network": pack_network(sent(player.published()), rounded), "numbers": pack_numbers(numbers)})
     return Message(reply, reply_to=message)
@@ -132,16 +136,21 @@ def _round(
     y: int,
     round_: int,
     versions: Versions | None = None,
+    noise: Noise | None = None,
 ) -> Numbers:
-    """Take the round's local steps and choose what is published after them; what was measured."""
+    """Take the round's local steps and choose what is published after them; what was measured and may be sent."""
     process = make_process(config.diffusion, data.train.device, dtype_of(config.compute))
     started = time.perf_counter()
     if config.mutual.rule == "auto":
         peers = weighed(peers, player, data.held_out, config, process, y, round_)
-    steps = local_steps(player, data.train, peers, config, process, y, round_, versions)
+    secret = noise.stream if noise else None
+    steps = local_steps(player, data.train, peers, config, process, y, round_, versions, secret)
     if steps.left_out:
         log(WARNING, "round %d: %d steps of the private part were left out: not finite", round_, steps.left_out)
     seconds = time.perf_counter() - started
+    if noise:  # losses and norms are of clean samples, and stay here
+        log(INFO, "round %d: loss %.4g, mutual term %.4g", round_, steps.loss, steps.mutual)
+        return {"step": player.step, "seconds": seconds, "epsilon": noise.epsilon}
     numbers = {
         "step": player.step,
         "loss": steps.loss,
@@ -174,7 +183,7 @@ def class_of(context: Context) -> int:
 def check_consent(config: RunConfig, context: Context) -> None:
     """Raises `UserError` where the server asks for more of a network than this client's node settings allow."""
     own, asked = context.node_config, config.publishing
-    start = 0.0 if asked.mode == "network" else asked.split
+    start = asked.split if asked.in_parts else 0.0
     if "publish" in own and own["publish"] != asked.mode:
         raise UserError(f"this client takes part with publish = {own['publish']} alone, not with {asked.mode}")
     if "epsilon" in own and not asked.proved:

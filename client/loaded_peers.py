@@ -39,7 +39,7 @@ class LoadedPeers:
         """
         device = next(own.parameters()).device
         rounded = rounded_names(own, config.federation.wire_dtype)
-        keys = [(_digest(record), config, device) for record in records]
+        keys = [(digest_of(record), config, device) for record in records]
         self.networks = {key: network for key, network in self.networks.items() if key in keys}
         for key, record in zip(keys, records, strict=True):
             if key in self.networks:
@@ -51,7 +51,7 @@ class LoadedPeers:
         return [self.networks[key] for key in keys]
 
 
-def _digest(record: ArrayRecord) -> str:
+def digest_of(record: ArrayRecord) -> str:
     """SHA-256 over the names, the announced types and shapes, and the bytes, in the order of names."""
     digest = hashlib.sha256()
     for name in sorted(record):

@@ -176,7 +176,7 @@ def _possible(config: RunConfig, names: Sequence[str]) -> None:
 
 
 WHOLE = ("mutual-auto", "fedper", "finetuned", "central-igd", "ridge", "copy-head")
-"""Methods that weigh, send or show networks whole."""
+"""Methods that weigh, send or show networks whole, or as they are without noise."""
 
 
 def _carried(config: RunConfig, names: Sequence[str]) -> None:
@@ -184,7 +184,8 @@ def _carried(config: RunConfig, names: Sequence[str]) -> None:
     whole = [name for name in names if name in WHOLE and config.publishing.mode != "network"]
     if whole:
         raise UserError(
-            f"{whole[0]} has no networks that are published in part: leave it out of --methods, or publish = network"
+            f"{whole[0]} does not do what publish = {config.publishing.mode} asks: leave it out of --methods, or "
+            "publish = network"
         )
     averaged = [name for name in names if RECIPES[name].averages and config.federation.wire_dtype != "same"]
     if averaged:
