@@ -25,6 +25,7 @@ from fedmutual.data.fingerprint import Fingerprint
 from fedmutual.device import pick_device
 from fedmutual.errors import UserError
 from fedmutual.learning.player import Player
+from fedmutual.privacy.cost import NOTHING
 from fedmutual.privacy.dp_sgd import cost, sampling_rate
 from fedmutual.privacy.ledger import Expenditure, total
 from fedmutual.privacy.secret import KEY, SecretStream
@@ -77,7 +78,8 @@ def paid_noise(
     key = f"round {order['round']} {hmac.digest(secret, b'key ' + seen, 'sha256').hex()[:32]}"
     bill = cost(config, own.size, steps)
     asked = Expenditure(order["run"], key, "DP-SGD", parameters, "add-or-remove-one", bill, own)
-    ahead = cost(config, own.size, steps * max(0, config.rounds - order["round"]))
+    left = config.rounds - order["round"]
+    ahead = cost(config, own.size, steps * left) if left > 0 else NOTHING
     entries = pay(root, y, asked, config, ahead)
     spent = total([entry for entry in entries if entry.run == order["run"]])
     delta = RunConfig.of(order["settings"]).publishing.delta
