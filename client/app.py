@@ -20,6 +20,7 @@ from flwr.common.logger import log
 from torch import nn
 
 from client.loaded_peers import LoadedPeers
+from client.noise import Noise, paid_noise
 from client.spending import paid_versions
 from client.store import Busy, LostState, Numbers, StaleRound, Store
 from fedmutual.checkpoint import Unwritable
@@ -113,17 +114,20 @@ def _train(message: Message, context: Context) -> Message:
         if numbers.get("round") == round_:
             log(INFO, "round %d was done before: its reply is sent again", round_)
         else:
-            versions = None
+            versions, noise = None, None
             if config.publishing.mode == "noise-budget":
                 versions = paid_versions(store, store_root(config), order["run"], y, data.train, own, config)
-            measured = _round(player, data, peers, order["peers"], config, y, round_, versions)
+            if config.publishing.mode == "dp-sgd":
+                seen = [message.content.array_records[name] for name in order["peers"]]
+                noise = paid_noise(store, store_root(config), order, seen, y, player, own, config)
+            measured = _round(player, data, peers, order["peers"], config, y, round_, versions, noise)
             numbers = {"class": y, "attempt": attempt, "round": round_, **measured}
             # A state that the server would refuse is not kept: the next round starts from the last good one.
             for network in (player.published(), player.network.state_dict()):
                 check_values(sent(network), limit)
                 if not config.publishing.proved:  # what is not sent must not decide whether something is
                     check_values(network, norm_limit(initial, bound))
-            store.keep(player, numbers, checkpointed, whole=config.publishing.mode == "network")
+            store.keep(player, numbers, checkpointed, whole=not config.publishing.in_parts)
     rounded = rounded_names(player.network, config.federation.wire_dtype)
     record = pack_network(sent(player.published()), rounded)
     helped = helpers(player, config.mutual.peers_per_round // 2) if config.federation.ask_for_peers else []
@@ -140,16 +144,21 @@ def _round(
     y: int,
     round_: int,
     versions: Versions | None,
+    noise: Noise | None,
 ) -> Numbers:
-    """Take the round's local steps against peers of these names, and choose what is published; what was measured."""
+    """Local steps against peers of these names, and the choice of what is published; what of its measures may be sent."""
     process = make_process(config.diffusion, data.train.device, dtype_of(config.compute))
     started = time.perf_counter()
     if config.mutual.rule == "auto":
         peers = weighed(peers, peer_classes(names), player, data.held_out, config, process, y, round_)
-    steps = local_steps(player, data.train, peers, config, process, y, round_, versions)
+    secret = noise.stream if noise else None
+    steps = local_steps(player, data.train, peers, config, process, y, round_, versions, secret)
     if steps.left_out:
         log(WARNING, "round %d: %d steps of the private part were left out: not finite", round_, steps.left_out)
     seconds = time.perf_counter() - started
+    if noise:  # losses and norms are of clean samples, and stay here
+        log(INFO, "round %d: loss %.4g, mutual term %.4g", round_, steps.loss, steps.mutual)
+        return {"step": player.step, "seconds": seconds, "epsilon": noise.epsilon}
     numbers = {
         "step": player.step,
         "loss": steps.loss,
@@ -182,7 +191,7 @@ def class_of(context: Context) -> int:
 def check_consent(config: RunConfig, context: Context) -> None:
     """Raises `UserError` where the server asks for more of a network than this client's node settings allow."""
     own, asked = context.node_config, config.publishing
-    start = 0.0 if asked.mode == "network" else asked.split
+    start = asked.split if asked.in_parts else 0.0
     if "publish" in own and own["publish"] != asked.mode:
         raise UserError(f"this client takes part with publish = {own['publish']} alone, not with {asked.mode}")
     if "epsilon" in own and not asked.proved:

@@ -41,7 +41,7 @@ class LoadedPeers:
         """
         device = next(own.parameters()).device
         rounded = rounded_names(own, config.federation.wire_dtype)
-        keys = [(_digest(record), config, device) for record in records]
+        keys = [(digest_of(record), config, device) for record in records]
         spare = [network for key, network in self.networks.items() if key not in keys and key[1:] == (config, device)]
         self.networks = {key: network for key, network in self.networks.items() if key in keys}
         for key, record in zip(keys, records, strict=True):
@@ -55,7 +55,7 @@ class LoadedPeers:
         return [self.networks[key] for key in keys]
 
 
-def _digest(record: ArrayRecord) -> str:
+def digest_of(record: ArrayRecord) -> str:
     """SHA-256 over the names, the announced types and shapes, and the bytes, in the order of names."""
     digest = hashlib.sha256()
     for name in sorted(record):

@@ -13,6 +13,7 @@ from fedmutual.checkpoint import CheckpointError, load, save
 from fedmutual.config import RunConfig
 from fedmutual.data.fingerprint import Fingerprint
 from fedmutual.errors import UserError
+from fedmutual.privacy.cost import NOTHING, Cost
 from fedmutual.privacy.ledger import Expenditure, Ledger, Overspent
 from fedmutual.privacy.versions import Versions, cost, draw_versions, norm_of
 
@@ -20,14 +21,16 @@ FILE = "versions.safetensors"
 """In the folder of a run and class: its noised versions."""
 
 
-def pay(root: Path, y: int, asked: Expenditure, config: RunConfig) -> None:
-    """Enter `asked` in the ledger of class y in the store at `root`, within what may be spent there.
+def pay(root: Path, y: int, asked: Expenditure, config: RunConfig, ahead: Cost = NOTHING) -> list[Expenditure]:
+    """Enter `asked` in the ledger of class y in the store at `root`, within what may be spent there; all entries then.
+
+    ahead: what the run is going to cost after it, which has to fit as well.
 
     Raises:
         UserError: it cannot be paid; what is wrong with a ledger only the client's own log says.
     """
     try:
-        Ledger(root, y).spend(asked, config.publishing.epsilon, config.publishing.delta)
+        return Ledger(root, y).spend(asked, config.publishing.epsilon, config.publishing.delta, ahead)
     except Overspent:
         raise
     except UserError as error:

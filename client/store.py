@@ -115,7 +115,7 @@ class Store:
         """
         if not whole:
             write_owned(self.folder, player.published(), int(numbers["round"]))
-        save(self.folder / f"round-{numbers['round']:06d}.safetensors", _pack(player), numbers)
+        save(self.folder / f"round-{numbers['round']:06d}.safetensors", pack(player), numbers)
         covered = [path for path in self._files() if _round_of(path) <= checkpointed]
         for path in covered[:-KEPT]:
             self._drop(path)
@@ -139,7 +139,7 @@ def _round_of(path: Path) -> int:
     return int(path.stem.removeprefix("round-"))
 
 
-def _pack(player: Player) -> dict[str, Tensor]:
+def pack(player: Player) -> dict[str, Tensor]:
     """Network, averaged parameters, what is kept, weights of peers and optimiser state under one flat set of names."""
     tensors = {f"network/{name}": tensor for name, tensor in player.network.state_dict().items()}
     tensors |= {f"average/{index}": tensor for index, tensor in enumerate(player.average)}
@@ -150,7 +150,7 @@ def _pack(player: Player) -> dict[str, Tensor]:
 
 
 def _unpack(player: Player, tensors: dict[str, Tensor]) -> None:
-    """The inverse of `_pack`, into a player of the same settings, on that player's device."""
+    """The inverse of `pack`, into a player of the same settings, on that player's device."""
     network: dict[str, Tensor] = {}
     average: dict[int, Tensor] = {}
     optimizer: dict[int, dict[str, Tensor]] = {}

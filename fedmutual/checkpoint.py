@@ -65,7 +65,7 @@ def write_atomic(path: Path, *content: bytes | memoryview) -> None:
             os.close(directory)
 
 
-def _digest(tensors: dict[str, Tensor], meta: str) -> str:
+def digest_of(tensors: dict[str, Tensor], meta: str) -> str:
     """SHA-256 over the meta text and every tensor's name, dtype, shape and bytes, in the order of names.
 
     The tensors are contiguous and on the CPU.
@@ -109,7 +109,7 @@ def save(path: Path, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
     """Write tensors and JSON-able `meta` as one file, atomically, with a digest that `load` checks."""
     text = json.dumps(meta, sort_keys=True)
     stored = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    header = {"meta": text, "sha256": _digest(stored, text)}
+    header = {"meta": text, "sha256": digest_of(stored, text)}
     aligned = {name: stored[name] for name in sorted(stored, key=lambda name: (-stored[name].element_size(), name))}
     write_atomic(path, _head(aligned, header), *map(_bytes, aligned.values()))
 
@@ -128,7 +128,7 @@ def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise CheckpointError(f"{path} is missing") from None
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{path} is damaged: {error}") from None
-    if "meta" not in header or header.get("sha256") != _digest(tensors, header["meta"]):
+    if "meta" not in header or header.get("sha256") != digest_of(tensors, header["meta"]):
         raise CheckpointError(f"{path} is damaged: its content does not match its checksum")
     return tensors, json.loads(header["meta"])
 

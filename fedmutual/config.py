@@ -48,8 +48,11 @@ Parametrisation = Literal["noise", "score", "velocity"]
 HELD_OUT_TO_CHOOSE = 8
 """Held-out samples from which a round is chosen by them (`keep`); with fewer the last is published."""
 
-PROVED = ("noise-budget",)
+PROVED = ("noise-budget", "dp-sgd")
 """Values of `publish` of which an epsilon bounds what is sent."""
+
+IN_PARTS = ("noise-split", "noise-budget")
+"""Values of `publish` by which a class has two networks, of which one is never sent."""
 
 UNETS = {
     "unet-small": {"width": 16, "depth": 1, "multipliers": "1,2,4", "attention": "7,8"},
@@ -207,7 +210,9 @@ class Optimiser(Group):
     learning_rate: Greater = Field(1e-3, description="after warm-up")
     schedule: Literal["constant", "cosine"] = Field("cosine", description="cosine: falls to 0 at the last round")
     warmup: Count = Field(0, description="steps over which the learning rate rises from 0")
-    clip: NotNegative = Field(1.0, description="largest gradient norm; 0: no clipping")
+    clip: NotNegative = Field(
+        1.0, description="largest gradient norm; 0: no clipping; with publish = dp-sgd that of each sample, and above 0"
+    )
     weight_decay: NotNegative = Field(
         0.0, description="decay of the parameters, in units of the learning rate (decoupled, as in AdamW)"
     )
@@ -255,12 +260,13 @@ class Publishing(Group):
     """What of a class's network leaves its client."""
 
     title = "What leaves a client"
-    mode: Literal["network", "noise-split", "noise-budget"] = Field(
+    mode: Literal["network", "noise-split", "noise-budget", "dp-sgd"] = Field(
         "network",
         alias="publish",
         description="what peers and the server are sent; network: all; noise-split: a network of its own for high "
         "noise, beside one for low noise that never leaves; noise-budget: the same, and the sent one sees noised "
-        "versions of the samples alone, drawn once, which makes it differentially private",
+        "versions of the samples alone, drawn once, which makes it differentially private; dp-sgd: all, of a network "
+        "whose every step is differentially private",
     )
     split: Annotated[float, Field(gt=0, lt=1)] = Field(
         0.5, description="t / T from which on the sent network works, and is trained"
@@ -276,6 +282,12 @@ class Publishing(Group):
         description="norm that longer samples are scaled down to before they are noised; 0: the root of their "
         "dimension, which no sample in [-1, 1] exceeds",
     )
+    noise_multiplier: Greater = Field(
+        1.0, description="of dp-sgd: standard deviation of the noise on a sum of clipped gradients, over `clip`"
+    )
+    noise_multiplicity: Positive = Field(
+        8, description="of dp-sgd: draws of time and noise in the loss of each sample, which cost no privacy"
+    )
     epsilon: NotNegative = Field(
         0.0, description="the most that a client may spend of its class's data in its store, over all runs; 0: any"
     )
@@ -285,6 +297,11 @@ class Publishing(Group):
     def proved(self) -> bool:
         """Whether an epsilon bounds what is sent."""
         return self.mode in PROVED
+
+    @property
+    def in_parts(self) -> bool:
+        """Whether a class has a network that is sent, and one that is not."""
+        return self.mode in IN_PARTS
 
 
 class Rivals(Group):
@@ -408,14 +425,14 @@ class RunConfig(BaseModel):
             raise ValueError("autocast = bfloat16 goes with dtype = float32")
         if self.mutual.peers_per_step and self.optimiser.draws == "fixed":
             raise ValueError("peers-per-step needs draws = fresh: fixed draws meet each peer once a round as it is")
-        if self.publishing.mode != "network" and self.mutual.rule == "auto":
+        if self.publishing.in_parts and self.mutual.rule == "auto":
             raise ValueError(
                 f"beta-rule = auto weighs whole networks, and {self.publishing.mode} sends a part: use scarcity or "
                 "constant"
             )
         if self.publishing.proved and (beside := _beyond_the_proof(self)):
             raise ValueError(f"with publish = {self.publishing.mode} all that is sent is proved: set {beside}")
-        if self.publishing.mode != "network" and self.diffusion.process == "ddpm":
+        if self.publishing.in_parts and self.diffusion.process == "ddpm":
             last = (self.diffusion.steps - 1) / self.diffusion.steps
             if self.publishing.split > last:
                 raise ValueError(
@@ -491,7 +508,11 @@ def _beyond_the_proof(config: RunConfig) -> str:
         "evaluate-every = 0": not config.federation.evaluate_every,
         "share-counts = false": not config.federation.share_counts,
         "draws = fresh": config.optimiser.draws == "fresh",
+        "beta-rule = scarcity": config.mutual.rule != "auto",
     }
+    if config.publishing.mode == "dp-sgd":
+        needed["clip above 0"] = config.optimiser.clip > 0
+        needed["local-steps above 0, as trials to find it would spend too"] = config.local_steps > 0
     return " and ".join(setting for setting, met in needed.items() if not met)
 
 
@@ -520,10 +541,12 @@ _EFFECTS: dict[str, tuple[str, Callable[[RunConfig], bool]]] = {
     "attention": ("network", lambda config: config.network.kind in _UNET_KINDS),
     "dropout": ("network", lambda config: config.network.kind in _UNET_KINDS),
     "batch": ("draws", lambda config: config.optimiser.draws == "fresh"),
-    "split": ("publish", lambda config: config.publishing.mode != "network"),
-    "published-width": ("publish", lambda config: config.publishing.mode != "network"),
+    "split": ("publish", lambda config: config.publishing.in_parts),
+    "published-width": ("publish", lambda config: config.publishing.in_parts),
     "noised-versions": ("publish", lambda config: config.publishing.mode == "noise-budget"),
     "sample-norm": ("publish", lambda config: config.publishing.mode == "noise-budget"),
+    "noise-multiplier": ("publish", lambda config: config.publishing.mode == "dp-sgd"),
+    "noise-multiplicity": ("publish", lambda config: config.publishing.mode == "dp-sgd"),
     "epsilon": ("publish", lambda config: config.publishing.proved),
     "delta": ("publish", lambda config: config.publishing.proved),
     "scarcity": ("beta-rule", lambda config: config.mutual.rule == "scarcity"),

@@ -33,6 +33,8 @@ ORDER = ("settings", "run", "attempt", "round", "checkpointed", "reported", "pee
 NUMBERS = ("class", "attempt", "round", "step", "loss", "mutual", "gradient-norm", "seconds")
 OPTIONAL_NUMBERS = ("held-out-loss", "count")
 ASKED = ("classes",)
+PRIVATE_NUMBERS = ("class", "attempt", "round", "step", "seconds", "epsilon")
+"""Those of a reply under DP-SGD, where a number that was measured on samples would be beyond the proof."""
 
 
 REASON = 300
@@ -160,18 +162,19 @@ def check_values(network: Network, limit: float) -> None:
 def pack_numbers(numbers: dict[str, int | float]) -> MetricRecord:
     """The reply's numbers, exactly those listed above."""
     unknown = set(numbers) - set(NUMBERS) - set(OPTIONAL_NUMBERS)
-    if unknown or not set(NUMBERS) <= set(numbers):
-        raise ValueError(f"a reply holds the numbers {NUMBERS}, not {sorted(numbers)}")
+    if set(numbers) != set(PRIVATE_NUMBERS) and (unknown or not set(NUMBERS) <= set(numbers)):
+        raise ValueError(f"a reply holds the numbers {NUMBERS} or {PRIVATE_NUMBERS}, not {sorted(numbers)}")
     return MetricRecord({name: value for name, value in numbers.items()})
 
 
-def unpack_numbers(content: RecordDict) -> dict[str, int | float]:
-    """The numbers of a reply.
+def unpack_numbers(content: RecordDict, private: bool = False) -> dict[str, int | float]:
+    """The numbers of a reply; `private`: one under DP-SGD.
 
     Raises:
         Rejected: the record, or one of its numbers, is missing, unexpected, not a number, not finite or negative.
     """
-    record = _numbers_in(content, "numbers", NUMBERS, OPTIONAL_NUMBERS)
+    names = (PRIVATE_NUMBERS,) if private else (NUMBERS, OPTIONAL_NUMBERS)
+    record = _numbers_in(content, "numbers", *names)
     for name in ("class", "attempt", "round", "step"):
         _check_whole(name, record[name])
     return record

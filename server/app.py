@@ -71,9 +71,12 @@ def round_in_words(
     text = f"round {rows[0]['round']} of {config.rounds}: {len(done)} of {len(rows)} classes"
     if not done:
         return text
-    worst = max(done, key=lambda row: row["loss"])
+    measured = [row for row in done if row["loss"] is not None]
     training, whole = max(row["seconds"] for row in done), rows[0]["round_seconds"]
-    said = [f", worst loss {worst['loss']:.4g} (class {worst['class']})"]
+    said = []
+    if measured:
+        worst = max(measured, key=lambda row: row["loss"])
+        said.append(f", worst loss {worst['loss']:.4g} (class {worst['class']})")
     said += [f", {words}" for words in (course.worst_in_words(), course.left_in_words) if words] if course else []
     text += "".join(said) + f", {whole:.1f} s"
     if simulated or training < MEASURABLE:

@@ -77,7 +77,7 @@ class Bank:
         Raises:
             Rejected: it answers another order, or its network fails a check of `unpack_network`.
         """
-        numbers = unpack_numbers(content)
+        numbers = unpack_numbers(content, self.config.publishing.mode == "dp-sgd")
         for name, expected in (("class", y), ("attempt", attempt), ("round", round_)):
             if numbers[name] != expected:
                 raise Rejected(f"{name} is {numbers[name]}, and the order was for {expected}")

@@ -44,6 +44,7 @@ class MutualLearning(Strategy):
         self.under_way: Round | None = None
         self.fruitless = 0
         self.epsilon = sent_epsilon(run.config, run.bank.shape)
+        self.most = run.journal.read_run().epsilon
 
     def summary(self) -> None:
         """Nothing to say: the run folder holds the settings."""
@@ -75,6 +76,7 @@ class MutualLearning(Strategy):
         rows = [{**line, "round_seconds": seconds} for line in lines.values()]
         config, journal = self.run.config, self.run.journal
         journal.append(rows)
+        self._state_epsilon(rows)
         self._judge(rows, first=server_round == 1)
         if round_.number % config.federation.checkpoint_every == 0 or round_.number == config.rounds:
             journal.checkpoint(self.run.bank, round_.number, worst_gradient_norm(rows))
@@ -111,8 +113,16 @@ class MutualLearning(Strategy):
         measured |= {"count": numbers["count"]} if "count" in numbers else {}
         measured |= {"asked": asked} if asked else {}
         self.run.wishes.asked[y] = asked
-        measured |= {"epsilon": self.epsilon} if self.epsilon is not None else {}
+        epsilon = numbers.get("epsilon", self.epsilon)  # of DP-SGD each client knows its own, of the rest the settings
+        measured |= {"epsilon": epsilon} if epsilon is not None else {}
         return _line(round_, y, "ok", "") | {"bytes_up": received} | measured
+
+    def _state_epsilon(self, rows: list[dict[str, Any]]) -> None:
+        """Keep in the run's facts the largest epsilon that a class has told of."""
+        told = [row["epsilon"] for row in rows if row.get("epsilon") is not None]
+        if told and max(told) > (self.most or 0):
+            self.most = max(told)
+            self.run.journal.write_run(epsilon=self.most, delta=self.run.config.publishing.delta)
 
     def _judge(self, rows: list[dict[str, Any]], first: bool) -> None:
         """Stop a run in which no reply is accepted: at once in an attempt's first round, else after `PATIENCE`."""
@@ -146,5 +156,5 @@ def _line(round_: Round, y: int, status: str, reason: str) -> dict[str, Any]:
 
 
 def worst_gradient_norm(rows: list[dict[str, Any]]) -> float:
-    """max_y ||grad_y||, by which the paper picks the iterate; infinite unless every class has replied."""
-    return max(row["grad_norm"] if row["status"] == "ok" else float("inf") for row in rows)
+    """max_y ||grad_y||, by which the paper picks the iterate; infinite unless every class has told its own."""
+    return max(float("inf") if row["grad_norm"] is None else row["grad_norm"] for row in rows)

@@ -57,11 +57,17 @@ def p_value(guesses: Guesses, epsilon: float, delta: float) -> float:
     return min(1.0, chance)
 
 
-def epsilon_at_least(guesses: Guesses, delta: float) -> float:
-    """The largest epsilon that is refuted at `CONFIDENCE`: with this probability, no smaller one holds at `delta`."""
+def epsilon_at_least(guesses: Guesses, delta: float, added: bool = False) -> float:
+    """The largest epsilon that is refuted at `CONFIDENCE`: with this probability, no smaller one holds at `delta`.
+
+    added: it is one of adding or removing a sample. To replace one is to do both, which is bounded by 2 epsilon at
+    (1 + e^epsilon) delta.
+    """
     level = 1 - CONFIDENCE
 
     def gap(epsilon: float) -> float:
+        if added:
+            return p_value(guesses, 2 * epsilon, (1 + math.exp(epsilon)) * delta) - level
         return p_value(guesses, epsilon, delta) - level
 
     if gap(0.0) >= 0:

@@ -81,11 +81,26 @@ def noised(
     rng: torch.Generator,
     versions: Versions | None = None,
 ) -> Iterator[Batch]:
-    """The batches of some steps on their samples `x0: [steps * batch, *dims]`, each at a time and noise of its own.
+    """The batches of some steps on their samples `x0: [steps * batch, *dims]`, see `drawn`."""
+    rows, size = len(x0), config.optimiser.batch
+    flat = drawn(x0, peers, process, config, rng, versions)
+    chunks = [part.split(size) if part is not None else [None] * (rows // size) for part in flat]
+    yield from map(Batch._make, zip(*chunks, strict=True))
+
+
+def drawn(
+    x0: Tensor,
+    peers: Peers,
+    process: Process,
+    config: RunConfig,
+    rng: torch.Generator,
+    versions: Versions | None = None,
+) -> Batch:
+    """The inputs of samples `x0: [rows, *dims]`, each at a time and noise of its own, flat over the rows.
 
     `versions`: those of the samples, where they have some, see `make_batch`.
     """
-    rows, size = len(x0), config.optimiser.batch
+    rows = len(x0)
     if config.optimiser.flips:
         mirrored = expand(torch.rand(rows, generator=rng, device=x0.device) < 0.5, x0)
         x0 = torch.where(mirrored, x0.flip(-1), x0)
@@ -95,9 +110,7 @@ def noised(
     index = torch.randint(len(process), (rows,), generator=rng, device=x0.device)
     noise = torch.randn(x0.shape, dtype=x0.dtype, generator=rng, device=x0.device)
     omega_weight, autocast = config.mutual.omega_weight, config.compute.autocast
-    flat = make_batch(x0, index, noise, peers, process, config.diffusion, omega_weight, autocast, versions)
-    chunks = [part.split(size) if part is not None else [None] * (rows // size) for part in flat]
-    yield from map(Batch._make, zip(*chunks, strict=True))
+    return make_batch(x0, index, noise, peers, process, config.diffusion, omega_weight, autocast, versions)
 
 
 def fresh(

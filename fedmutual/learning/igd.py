@@ -20,7 +20,9 @@ from fedmutual.learning.batches import Batch, fixed, fresh
 from fedmutual.learning.objective import denoising_loss, mutual_loss
 from fedmutual.learning.peers import Peers, effective_beta
 from fedmutual.learning.player import Player, descend, predict
+from fedmutual.learning.private_steps import poisson, private_step
 from fedmutual.networks.split import border, parts
+from fedmutual.privacy.secret import SecretStream
 from fedmutual.privacy.versions import Versions
 from fedmutual.seeds import derive, generator
 
@@ -55,19 +57,24 @@ def local_steps(
     y: int,
     round_: int,
     versions: Versions | None = None,
+    secret: SecretStream | None = None,
 ) -> Steps:
     """`config.local_steps` steps of class y on its own `data: [n, *dims]`, in place.
 
-    With noised `versions` of the data the published part is trained on them alone, and its loss is theirs.
+    With noised `versions` of the data the published part is trained on them alone, and its loss is theirs. Steps of
+    DP-SGD draw all but the peers of each step from `secret`, by default a stream of its own for each call.
     Without peers the mutual term is 0. Randomness: (seed, y, round, "steps") and, for the peers of each step,
     (seed, y, round, "peer-steps"); or (seed, y, 0, "noise") for fixed draws.
 
     Raises:
         UserError: no number of steps is given.
-        Diverged: at the first step whose loss or gradient is not finite; the player cannot be used any more.
+        Diverged: at the first step whose loss or gradient is not finite; the player cannot be used any more. By DP-SGD
+            where its network is not.
     """
     if not config.local_steps:
         raise UserError(NO_STEPS)
+    if config.publishing.mode == "dp-sgd":
+        return _private_steps(player, data, peers, config, process, y, round_, secret or SecretStream())
     if (config.publishing.mode == "noise-budget") != (versions is not None):
         raise ValueError("the published part is trained on noised versions with publish = noise-budget, and only then")
     beta = effective_beta(config.mutual, len(data))
@@ -75,9 +82,7 @@ def local_steps(
         batches = fixed(data, peers, process, config, generator(config.seed, y, 0, "noise", device=data.device))
     else:
         rng = generator(config.seed, y, round_, "steps", device=data.device)
-        chance = generator(config.seed, y, round_, "peer-steps")
-        shares = peers.drawn(config.mutual.peers_per_step, config.local_steps, chance)
-        batches = fresh(data, peers, shares, process, config, rng, versions)
+        batches = fresh(data, peers, _shares(peers, config, y, round_), process, config, rng, versions)
     apart, measured = parts(player.network), []
     player.network.train()
     with torch.random.fork_rng(devices=[data.device] if data.is_cuda else []):
@@ -88,6 +93,35 @@ def local_steps(
     if not config.publishing.proved:
         return means(measured, where)
     return replace(means([row[:3] for row in measured], where), left_out=_not_finite([row[3:] for row in measured]))
+
+
+def _shares(peers: Peers, config: RunConfig, y: int, round_: int) -> Tensor:
+    """How much each peer counts in each step, `[local_steps, peers]`."""
+    chance = generator(config.seed, y, round_, "peer-steps")
+    return peers.drawn(config.mutual.peers_per_step, config.local_steps, chance)
+
+
+def _private_steps(
+    player: Player,
+    data: Tensor,
+    peers: Peers,
+    config: RunConfig,
+    process: Process,
+    y: int,
+    round_: int,
+    secret: SecretStream,
+) -> Steps:
+    """As `local_steps`, by DP-SGD; what it measures is of clean samples. Only the noised network may stop it."""
+    beta, shares = effective_beta(config.mutual, len(data)), _shares(peers, config, y, round_)
+    player.network.train()
+    with torch.random.fork_rng(devices=[data.device] if data.is_cuda else []):
+        torch.manual_seed(secret.seed())
+        sampled = poisson(data, peers, shares, process, config, secret)
+        measured = [private_step(player, step, beta, config, secret) for step in sampled]
+    if not all(bool(parameter.isfinite().all()) for parameter in player.network.parameters()):
+        raise Diverged(f"class {y}, round {round_}: the network is no longer finite")
+    loss, mutual, norm = (float(torch.stack(column).nanmean()) for column in zip(*measured, strict=True))
+    return Steps(loss, mutual, norm)
 
 
 def means(measured: Sequence[tuple[Tensor, ...]], where: str) -> Steps:

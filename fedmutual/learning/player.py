@@ -1,7 +1,7 @@
 """One player: its network, optimiser and averaged parameters, and one update of them."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -86,11 +86,10 @@ class Player:
         return {**self.network.state_dict(), **dict(zip(names, parameters, strict=True))}
 
 
-def predict(network: nn.Module, x: Tensor, t: Tensor, autocast: Autocast) -> Tensor:
+def predict(network: Callable[[Tensor, Tensor], Tensor], x: Tensor, t: Tensor, autocast: Autocast) -> Tensor:
     """s(x, t) in the dtype of `x: [batch, *dims]`, `t: [batch]`; worked out in the type that `autocast` names."""
     with torch.autocast(x.device.type, torch.bfloat16, enabled=autocast == "bfloat16"):
-        output: Tensor = network(x, t)
-        return output.to(x.dtype)
+        return network(x, t).to(x.dtype)
 
 
 def learning_rate(optimiser: Optimiser, step: int, total_steps: int) -> float:
@@ -125,15 +124,20 @@ def descend(
         for parameter in part:
             if parameter.grad is not None:
                 parameter.grad.masked_fill_(~norm.isfinite(), 0)
+    advance(player, optimiser, total_steps)
+    return norms
+
+
+def advance(player: Player, optimiser: Optimiser, total_steps: int) -> None:
+    """Optimiser step by the gradients that are in place, and average."""
     for group in player.optimizer.param_groups:
         group["lr"] = learning_rate(optimiser, player.step, total_steps)
     player.optimizer.step()
     # A young average forgets its random start quickly, as in diffusers' EMAModel.
     decay = min(optimiser.ema, (1 + player.step) / (10 + player.step))
     with torch.no_grad():
-        torch._foreach_lerp_(player.average, [parameter for part in parts for parameter in part], 1 - decay)
+        torch._foreach_lerp_(player.average, list(player.network.parameters()), 1 - decay)
     player.step += 1
-    return norms
 
 
 def _clipped(parameters: tuple[Tensor, ...], limit: float) -> Tensor:

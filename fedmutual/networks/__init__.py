@@ -27,7 +27,7 @@ def build(config: RunConfig, shape: tuple[int, ...], y: int) -> nn.Module:
         UserError: a U-Net for samples that are not images.
     """
     whose = "all" if config.network.shared_init else y
-    if config.publishing.mode == "network":
+    if not config.publishing.in_parts:
         return _build(config, config.network, shape, whose)
     sent = config.network.model_copy(update={"width": config.publishing.width or config.network.width})
     published = _build(config, sent, shape, whose)

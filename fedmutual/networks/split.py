@@ -36,7 +36,7 @@ class Split(nn.Module):
 
 def border(config: RunConfig) -> float:
     """The time from which on a network is published, in the process's own unit; 0 where all of it is."""
-    if config.publishing.mode == "network":
+    if not config.publishing.in_parts:
         return 0.0
     return config.publishing.split * config.diffusion.end
 

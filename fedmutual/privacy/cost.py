@@ -63,6 +63,9 @@ class Cost:
         return max(0.0, min(bounds))
 
 
+NOTHING = Cost()
+
+
 def gaussian_delta(mu: float, epsilon: float) -> float:
     """delta(epsilon) = Phi(mu / 2 - epsilon / mu) - e^epsilon Phi(-mu / 2 - epsilon / mu), which is tight.
 

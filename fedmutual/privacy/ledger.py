@@ -25,7 +25,7 @@ from fedmutual.checkpoint import write_atomic, writing
 from fedmutual.data.fingerprint import Fingerprint
 from fedmutual.errors import UserError
 from fedmutual.networks.owned import class_folder
-from fedmutual.privacy.cost import Cost
+from fedmutual.privacy.cost import NOTHING, Cost
 
 VERSION = 1
 RECEIPT = "spent.json"
@@ -97,10 +97,11 @@ class Ledger:
                 self._compare(receipt, chain)
         return entries
 
-    def spend(self, asked: Expenditure, epsilon: float, delta: float) -> list[Expenditure]:
+    def spend(self, asked: Expenditure, epsilon: float, delta: float, ahead: Cost = NOTHING) -> list[Expenditure]:
         """Enter `asked`, unless its key has been paid for, and then all entries: it is on the disk when this returns.
 
-        epsilon: the most that may be spent at `delta` in this store; 0: any. The folder of the run must be there.
+        epsilon: the most that may be spent at `delta` in this store; 0: any. ahead: what the run is going to cost after
+        it, which is not entered and has to fit too. The folder of the run must be there.
 
         Raises:
             Overspent: it would cost more than `epsilon`.
@@ -112,7 +113,7 @@ class Ledger:
             self._refuse_unpaid(asked, entries, epsilon)
             if not _paid_before(entries, asked):
                 _refuse_mixed(entries, asked)
-                _refuse_beyond(entries, asked, epsilon, delta)
+                _refuse_beyond(entries, asked, epsilon, delta, ahead)
                 entries = [*entries, asked]
                 _write(self.path, self.y, entries)
             _write_receipt(class_folder(self.store, asked.run, self.y), entries)
@@ -189,13 +190,15 @@ def _refuse_mixed(entries: Sequence[Expenditure], asked: Expenditure) -> None:
             )
 
 
-def _refuse_beyond(entries: Sequence[Expenditure], asked: Expenditure, epsilon: float, delta: float) -> None:
-    then = total([*entries, asked]).epsilon(delta)
+def _refuse_beyond(
+    entries: Sequence[Expenditure], asked: Expenditure, epsilon: float, delta: float, ahead: Cost
+) -> None:
+    then = (total([*entries, asked]) + ahead).epsilon(delta)
     if epsilon and then > epsilon:
         spent = total(entries).epsilon(delta)
         raise Overspent(
             f"this client may spend epsilon = {epsilon:g} at delta = {delta:g} and has spent {spent:.3g}: "
-            f"{asked.mechanism} would make it {then:.3g}"
+            f"{asked.mechanism}{' to the end of the run' if ahead != NOTHING else ''} would make it {then:.3g}"
         )
 
 

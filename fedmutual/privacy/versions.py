@@ -19,10 +19,8 @@ loss is weighed by (b / sigma_t)², which is to predict xi, and moves no minimis
 """
 
 import math
-import os
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -33,9 +31,7 @@ from fedmutual.diffusion.process import expand
 from fedmutual.errors import UserError
 from fedmutual.networks.split import border
 from fedmutual.privacy.cost import Cost
-
-BITS = 52
-"""Random bits of a number in (0, 1) that a normal one is made from: its tail ends at 8.2."""
+from fedmutual.privacy.secret import SecretStream
 
 
 class Versions(NamedTuple):
@@ -115,10 +111,7 @@ def scaled_down(x: Tensor, norm: float) -> Tensor:
 
 def secret_normal(*shape: int) -> Tensor:
     """Standard normal numbers, float64, from the system's cryptographic source: nobody can draw them again."""
-    bits = np.frombuffer(os.urandom(8 * math.prod(shape)), np.uint64) >> (64 - BITS)
-    uniform = (bits.astype(np.float64) + 0.5) / 2**BITS
-    normal: Tensor = torch.special.ndtri(torch.from_numpy(uniform))
-    return normal.reshape(shape)
+    return SecretStream().normal(*shape)
 
 
 def _level(config: RunConfig) -> int:

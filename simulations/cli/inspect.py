@@ -244,7 +244,7 @@ def write_page(runs: list[Path], out: Path, as_json: bool) -> None:
         print_metrics(rows)
     if arms > 2 or (arms > 1 and any(row["seeds"] > 1 for row in rows)):
         print_wide(comparison_table(rows))
-    for said in dict.fromkeys(claim(run.facts, run.settings) for run in read_runs(runs)):
+    for said in dict.fromkeys(claim(run.facts, run.settings, run.history) for run in read_runs(runs)):
         if said:
             print(said)
     print(f"report: {page}")

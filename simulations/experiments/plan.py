@@ -189,7 +189,7 @@ def _trained_layers(config: RunConfig, names: Sequence[str]) -> None:
 
 
 WHOLE = ("mutual-auto", "fedper", "finetuned", "predictions", "central-igd", "ridge", "copy-head")
-"""Methods that weigh, send or show networks whole."""
+"""Methods that weigh, send or show networks whole, or as they are without noise."""
 
 
 def _carried(config: RunConfig, names: Sequence[str]) -> None:
@@ -197,7 +197,8 @@ def _carried(config: RunConfig, names: Sequence[str]) -> None:
     whole = [name for name in names if name in WHOLE and config.publishing.mode != "network"]
     if whole:
         raise UserError(
-            f"{whole[0]} has no networks that are published in part: leave it out of --methods, or publish = network"
+            f"{whole[0]} does not do what publish = {config.publishing.mode} asks: leave it out of --methods, or "
+            "publish = network"
         )
     exact = [name for name in names if RECIPES[name].averages or name in ("pfdm", "predictions")]
     if exact and config.federation.wire_dtype != "same":

@@ -10,5 +10,5 @@ def proved(compared: Comparison) -> list[tuple[str, list[str]]]:
         (arm.title(run), list(filter(None, [said, refutation(run.audit, run.facts)])))
         for arm in compared.arms
         for run in arm.runs
-        if (said := claim(run.facts, run.settings))
+        if (said := claim(run.facts, run.settings, run.history))
     ]

@@ -10,7 +10,6 @@ from fedmutual.evaluation.intervals import Estimate
 from fedmutual.evaluation.metrics import Nearest
 from fedmutual.evaluation.usefulness import Scores, training_sets
 from simulations.runs.arms import ends
-from simulations.runs.proved import IN_PARTS
 from simulations.runs.release import Releasing
 
 QUANTILES = {"5 %": 0.05, "median": 0.5}
@@ -38,7 +37,7 @@ def datasheet(made: Releasing, folders: Mapping[int, str]) -> dict[str, Any]:
             "images": made.images,
             "missing": missing,
             "drop_copies": made.drop_copies,
-            "guarantee": guarantee(made.facts, made.drop_copies, made.config.publishing.mode in IN_PARTS),
+            "guarantee": guarantee(made.facts, made.drop_copies, made.config.publishing.in_parts),
             "rows": [_class_row(made, y, folders.get(y)) for y in sorted(made.samples)],
             "usefulness": _usefulness(made) if made.scores else None,
             "not_useful": made.not_useful,
@@ -138,7 +137,7 @@ def guarantee(facts: Mapping[str, Any], drop_copies: bool, in_parts: bool = Fals
     if in_parts:
         words = f"{stated}. These samples are drawn from the owners' private parts as well: no formal guarantee."
         return {"epsilon": None, "delta": None, "words": words}
-    words = f"{stated}, which covers these samples only where they are drawn from that alone."
+    words = f"{stated}; these samples are drawn from that alone and are covered, but not what is measured of them here."
     if drop_copies:
         words = f"{stated}; it does not cover this release, as leaving out near copies has looked at training samples."
     return {"epsilon": epsilon, "delta": delta, "words": words}

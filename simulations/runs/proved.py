@@ -7,17 +7,14 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from fedmutual.config import RunConfig
+from fedmutual.config import IN_PARTS, RunConfig
 from fedmutual.diffusion import Process
 from fedmutual.diffusion.sampling import Predict
 from fedmutual.evaluation.attacks import pia_scores
 from fedmutual.evaluation.lower_bound import CONFIDENCE, Guesses, epsilon_at_least, guess
 from fedmutual.evaluation.membership import PIA_TIME, level_from
-from fedmutual.run_folder import ALL, AuditRow
+from fedmutual.run_folder import ALL, AuditRow, HistoryLine
 from fedmutual.seeds import derive
-
-IN_PARTS = ("noise-split", "noise-budget")
-"""Values of `publish` by which the owner draws from more than is sent."""
 
 
 def guesses(
@@ -38,7 +35,7 @@ def bound_row(method: str, config: RunConfig, told: Guesses, start: float) -> Au
         attack="pia",
         t=level_from(start, PIA_TIME),
         metric="epsilon",
-        value=epsilon_at_least(told, config.publishing.delta),
+        value=epsilon_at_least(told, config.publishing.delta, added=config.publishing.mode == "dp-sgd"),
         queries=2,
         members=told.made,
         non_members=told.made,
@@ -46,19 +43,31 @@ def bound_row(method: str, config: RunConfig, told: Guesses, start: float) -> Au
     )
 
 
-def claim(facts: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
+def claim(facts: Mapping[str, Any], settings: Mapping[str, Any], history: Sequence[HistoryLine] = ()) -> str:
     """What the run claims of all that a client sends; empty where it claims nothing."""
     epsilon, delta = facts.get("epsilon"), facts.get("delta")
     if epsilon is None:
         return ""
     odds = f"{math.exp(epsilon):.3g}" if epsilon < 100 else f"10^{epsilon / math.log(10):.0f}"
+    added = settings.get("publish") == "dp-sgd"
+    told = "whether a training sample was there" if added else "which of two values a training sample had"
     said = (
         f"All that a client sends in this run has epsilon = {epsilon:.3g} at delta = {delta:g}: it changes the odds on "
-        f"which of two values a training sample had by a factor of {odds} at most."
+        f"{told} by a factor of {odds} at most."
     )
+    if added:
+        said += f" {_by_class(facts, history)}Samples are drawn from the same networks, and are covered as well."
     if settings.get("publish") in IN_PARTS:
         said += " Samples are drawn from the owners' private parts as well, and have no such guarantee."
     return said
+
+
+def _by_class(facts: Mapping[str, Any], history: Sequence[HistoryLine]) -> str:
+    """A sentence on the epsilon of each class at the end, for fewer samples have the larger one; or nothing."""
+    last = {line.class_: line.epsilon for line in history if line.epsilon is not None}
+    names = facts.get("class_names") or {}
+    named = [f"{names[y] if y < len(names) else y}: {last[y]:.3g}" for y in sorted(last)]
+    return f"Epsilon by class is {', '.join(named)}. " if named else ""
 
 
 def refutation(rows: Sequence[AuditRow], facts: Mapping[str, Any]) -> str:

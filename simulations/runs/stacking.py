@@ -37,7 +37,7 @@ def stacked_networks(
     Raises:
         UserError: as `parts_to_weigh`, or networks are published in part.
     """
-    if config.publishing.mode != "network":
+    if config.publishing.in_parts:
         raise UserError("networks published in part cannot be mixed: nobody holds those of other classes whole")
     parts, mixtures = parts_to_weigh(folder, config, networks), {}
     for y, part in parts.items():

@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from scipy import stats
@@ -17,6 +18,7 @@ from fedmutual.networks import build
 from fedmutual.networks.split import PUBLISHED
 from fedmutual.privacy import versions
 from fedmutual.privacy.cost import gaussian_epsilon
+from fedmutual.privacy.secret import SecretStream
 from fedmutual.privacy.versions import Versions, cost, draw_versions, scaled_down, secret_normal, sent_epsilon
 
 SHAPE = (1, 2, 2)
@@ -35,8 +37,8 @@ def test_secret_noise_is_standard_normal_and_comes_once():
 
 
 def test_no_noise_is_beyond_what_double_precision_holds(monkeypatch):
-    for byte in (b"\x00", b"\xff"):
-        monkeypatch.setattr(versions.os, "urandom", lambda count, byte=byte: byte * count)
+    for bits in (0, 2**64 - 1):
+        monkeypatch.setattr(SecretStream, "bits", lambda self, count, bits=bits: np.full(count, bits, np.uint64))
         assert secret_normal(3).abs().tolist() == pytest.approx([8.2, 8.2, 8.2], abs=0.1)
 
 
