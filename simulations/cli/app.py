@@ -49,6 +49,8 @@ def main() -> None:
             raise
         # Ray turns SIGTERM into SystemExit.
         stop("interrupted: what was checkpointed is kept, and simulate --resume DIR or compare --out DIR goes on", 130)
+    except MemoryError as error:
+        stop(f"out of memory: {error}", 1)
     except (RuntimeError, OSError) as error:
         stop(str(error), 1)
 
