@@ -7,20 +7,10 @@ import pytest
 from fedmutual.config import RunConfig
 from fedmutual.data.facts import Facts
 from fedmutual.errors import UserError
-from simulations.experiments.choosing import (
-    MARGIN,
-    MOST_STEPS,
-    SIMULATION,
-    Machine,
-    Rung,
-    Speed,
-    Task,
-    choose,
-    foresee,
-    rungs,
-    worth_timing,
-)
+from simulations.experiments.choosing import MARGIN, MOST_STEPS, choose, worth_timing
+from simulations.experiments.foreseen import Machine, Speed, foresee
 from simulations.experiments.methods import RECIPES
+from simulations.experiments.rungs import SIMULATION, Rung, Task, rungs
 
 MACHINE = Machine(at_once=2, start=4.0, reading=1e-4, spent=15.0)
 COMPARISON = Task(("mutual-scarcity", "isolated", "reweighted"), seeds=3, audited=True)
