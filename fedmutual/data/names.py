@@ -5,22 +5,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from fedmutual.errors import UserError
-
-_CONTROLS = ("Cc", "Zl", "Zp", "Cs")
-"""Unicode's categories of what no terminal or page should be sent: control characters, breaks and lone surrogates."""
-
-_TURNS = frozenset("\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
-"""Characters that turn the direction of what follows them."""
-
-
-def visible(text: str) -> str:
-    """`text` with what would break a line, or steer a terminal, as its escape: a newline becomes \\n."""
-    return "".join(_escaped(char) for char in text)
-
-
-def _escaped(char: str) -> str:
-    hidden = unicodedata.category(char) in _CONTROLS or char in _TURNS
-    return char.encode("unicode_escape").decode() if hidden else char
+from fedmutual.text import visible
 
 
 def as_name(stored: str | bytes) -> str:
@@ -30,7 +15,8 @@ def as_name(stored: str | bytes) -> str:
             stored = stored.decode()
         except UnicodeDecodeError:
             stored = stored.decode("latin-1")
-    return visible(unicodedata.normalize("NFC", stored))
+    whole = stored.encode("utf-8", "backslashreplace").decode()  # half a surrogate pair is no character
+    return visible(unicodedata.normalize("NFC", whole))
 
 
 def check_names(names: Sequence[str], where: str) -> None:

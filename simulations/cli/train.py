@@ -16,6 +16,7 @@ from fedmutual.config import RunConfig, refuse_without_effect
 from fedmutual.course import Course
 from fedmutual.errors import UserError
 from fedmutual.settings import parse_assignments
+from fedmutual.text import visible
 from simulations.cli.inspect import MISSING, measure, train_extractor, write_page
 from simulations.cli.minutes import METHODS, SEEDS, Chosen, again, chosen, is_data, untimed
 from simulations.cli.options import AsJson, Minutes, OnCluster, Preset, PresetOrData, Settings
@@ -315,7 +316,7 @@ def settings_page(rows: list[dict[str, Any]]) -> str:
 def print_notices(notices: Sequence[str]) -> None:
     """What a person should know of the data before the training, such as files that are left out."""
     for notice in notices:
-        print(f"note: {notice}", file=sys.stderr)
+        print(f"note: {visible(notice)}", file=sys.stderr)
 
 
 def inspect(
@@ -363,7 +364,7 @@ def inspect(
         repeat = "repeats" if count == 1 else "repeat"
         print(f"copies: {count} of {other} class {overview.names[z]} {repeat} another sample of {first}")
     for notice in overview.notices:
-        print(f"note: {notice}")
+        print(f"note: {visible(notice)}")
     print(f"next: {next_command(data, given)}")
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from fedmutual.baselines.pfdm import level_of
-from fedmutual.checkpoint import write_atomic
+from fedmutual.checkpoint import Unwritable, write_atomic
 from fedmutual.config import RunConfig, refuse_without_effect
 from fedmutual.data import check, num_classes
 from fedmutual.device import pick_device
@@ -236,8 +236,8 @@ def _check_folder(made: Plan, base: RunConfig) -> None:
             raise UserError(f"{folder} holds something else than a comparison: choose another folder for --out")
         try:
             write_atomic(path, write_settings(common).encode())
-        except OSError as error:
-            raise UserError(f"{folder} cannot be made: {error.strerror}") from None
+        except Unwritable as error:
+            raise UserError(f"{folder} cannot be made: {error.reason}") from None
         return
     _same(read_stored(path), common, folder)
     check_arms(made)
