@@ -10,13 +10,16 @@ from fedmutual.text import visible
 
 def as_name(stored: str | bytes) -> str:
     """The name of a class: bytes are UTF-8, or else Latin-1; alike letters in two spellings become one."""
-    if isinstance(stored, bytes):
-        try:
-            stored = stored.decode()
-        except UnicodeDecodeError:
-            stored = stored.decode("latin-1")
-    whole = stored.encode("utf-8", "backslashreplace").decode()  # half a surrogate pair is no character
+    text = _decoded(stored) if isinstance(stored, bytes) else stored
+    whole = text.encode("utf-8", "backslashreplace").decode()  # half a surrogate pair is no character
     return visible(unicodedata.normalize("NFC", whole))
+
+
+def _decoded(stored: bytes) -> str:
+    try:
+        return stored.decode()
+    except UnicodeDecodeError:
+        return stored.decode("latin-1")
 
 
 def check_names(names: Sequence[str], where: str) -> None:
