@@ -1,6 +1,7 @@
 """`--minutes N`, and data of one's own in place of a preset: settings that are chosen for the data and the time."""
 
 import json
+import os
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -90,7 +91,7 @@ def is_data(name: str) -> bool:
                 f"or {PRESETS / name}.toml for the preset"
             )
         return False
-    return path.suffix != ".toml" and path.exists()
+    return path.suffix != ".toml" and os.path.exists(path)  # any text may be a path
 
 
 def chosen(

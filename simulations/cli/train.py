@@ -365,7 +365,7 @@ def inspect(
         print(f"copies: {count} of {other} class {overview.names[z]} {repeat} another sample of {first}")
     for notice in overview.notices:
         print(f"note: {visible(notice)}")
-    print(f"next: {next_command(data, given)}")
+    print(f"next: {visible(next_command(data, given))}")
 
 
 def next_command(data: Path, given: dict[str, Any]) -> str:

@@ -15,6 +15,7 @@ from PIL import Image
 from fedmutual.config import RunConfig
 from fedmutual.data import check
 from fedmutual.errors import UserError
+from fedmutual.settings import parse_assignments
 from fedmutual.text import visible
 
 
@@ -163,3 +164,32 @@ def test_parts_in_two_spellings_of_unicode_are_one_class(tmp_path):
     source = check(settings.data, 0).source
     assert source.names == ["b", "café"]
     assert [len(source.test(y)) for y in range(2)] == [1, 1]
+
+
+@pytest.mark.parametrize(
+    "text", ["/" + "a" * 5000, "/no/\x00where", "C:\\Users\\me\\cells", "~nobody-here/cells", "-s", "a\nb"]
+)
+def test_any_text_may_stand_where_a_path_is_meant(tmp_path, monkeypatch, command_line, text):
+    monkeypatch.chdir(tmp_path)
+    for arguments in (["-s", "data=folder", "-s", f"data-path={text}"], ["-s", "data=npz", "-s", f"data-path={text}"]):
+        code, printed, error = command_line("simulate", "smoke", *arguments, "--out", tmp_path / "run")
+        assert (code, printed, len(error.splitlines())) == (2, "", 1)
+        assert "is missing" in error
+    for command in ("simulate", "inspect"):
+        code, printed, error = command_line(command, "--", text)
+        assert (code, printed, len(error.splitlines())) == (2, "", 1)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    "name", ["a b", "q'u\"o", "[x] [", "100%s", "a,b", "#h", "{seed}", "$HOME", "é", "a=b", "\x1b[31mr", "n\nl"]
+)
+def test_data_are_read_wherever_they_lie(tmp_path, command_line, name):
+    place = tmp_path / name
+    place.mkdir()
+    np.savez(place / "x.npz", images=np.zeros((6, 3, 3), np.uint8), labels=np.arange(6) % 2)
+    code, printed, error = command_line("inspect", place / "x.npz")
+    assert code == 0, error
+    assert "\x1b" not in printed
+    settings = parse_assignments(["data=npz", f"data-path={place / 'x.npz'}", "held-out=0", "test=0"])
+    assert check(RunConfig.of(settings).data, 0).source.counts == [3, 3]
