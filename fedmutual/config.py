@@ -5,6 +5,7 @@ and in `flwr run -c`. Inside, settings come in frozen groups, so that a function
 defaults are the `digits` federation, but for `local-steps`, which a server of separate machines finds by itself.
 """
 
+import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -459,7 +460,7 @@ class RunConfig(BaseModel):
         """The same settings with paths that hold from any folder."""
         settings = self.settings()
         paths = {key: settings[key] for key in ("data-path", "extractor", "store") if settings[key]}
-        return self.of(settings, {key: str(Path(path).expanduser().absolute()) for key, path in paths.items()})
+        return self.of(settings, {key: str(Path(os.path.expanduser(path)).absolute()) for key, path in paths.items()})
 
     @classmethod
     def documented(cls) -> Iterator[tuple[str, str, FieldInfo]]:

@@ -113,4 +113,4 @@ def _data_path(data: Data) -> Path:
     """Where the data lie; raises `UserError` where the settings do not say."""
     if not data.path:
         raise UserError(f"data-path is missing: data = {data.source} is read from there")
-    return Path(data.path).expanduser()
+    return Path(os.path.expanduser(data.path))

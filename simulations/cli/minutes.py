@@ -134,7 +134,7 @@ def chosen(
         facts = facts_of(RunConfig.of(preset).data)
         del preset["local-steps"]
         if preset["data-path"]:
-            preset["data-path"] = str(Path(preset["data-path"]).expanduser().absolute())
+            preset["data-path"] = str(Path(os.path.expanduser(preset["data-path"])).absolute())
         among = [Rung(preset)]
     for rung in among:  # what is wrong is said before time is spent
         config = RunConfig.of(_common(rung.settings))
@@ -185,7 +185,7 @@ def _source(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
     if where:
         raise UserError(f"{where[0]} is read off {name}: leave {where[0]} out")
     own = settings_for(Path(name))
-    return {**own, "data-path": str(Path(name).expanduser().absolute()), "classes": 0}
+    return {**own, "data-path": str(Path(os.path.expanduser(name)).absolute()), "classes": 0}
 
 
 def _common(settings: Mapping[str, Any]) -> dict[str, Any]:

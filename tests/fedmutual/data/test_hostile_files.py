@@ -166,9 +166,7 @@ def test_parts_in_two_spellings_of_unicode_are_one_class(tmp_path):
     assert [len(source.test(y)) for y in range(2)] == [1, 1]
 
 
-@pytest.mark.parametrize(
-    "text", ["/" + "a" * 5000, "/no/\x00where", "C:\\Users\\me\\cells", "~nobody-here/cells", "-s", "a\nb"]
-)
+@pytest.mark.parametrize("text", ["/" + "a" * 5000, "C:\\Users\\me\\cells", "~nobody-here/cells", "-s", "a\nb"])
 def test_any_text_may_stand_where_a_path_is_meant(tmp_path, monkeypatch, command_line, text):
     monkeypatch.chdir(tmp_path)
     for arguments in (["-s", "data=folder", "-s", f"data-path={text}"], ["-s", "data=npz", "-s", f"data-path={text}"]):
