@@ -567,15 +567,18 @@ _NOT_READ_BY = {
 """{setting: the methods of a comparison that do not read it}."""
 
 _EXCHANGING = {"mutual", "mutual-auto", "mutual-scarcity", "mutual-constant"}
-_GAMES = {*_EXCHANGING, "central-igd", "shared-igd"}
+_GAMES = {*_EXCHANGING, "predictions", "central-igd", "shared-igd"}
 _SENDING = {*_EXCHANGING, "isolated"}
 
 _READ_BY = {
     **dict.fromkeys(("beta", "beta-rule", "scarcity", "omega-weight"), _GAMES),
-    **dict.fromkeys(("caution", "peers-per-round", "exchange"), _EXCHANGING),
-    **dict.fromkeys(("publish", "split", "published-width", "wire-dtype", "norm-bound", "share-counts"), _SENDING),
+    **dict.fromkeys(("caution", "peers-per-round", "ask-for-peers", "exchange"), _EXCHANGING),
+    **dict.fromkeys(("publish", "wire-dtype", "norm-bound", "share-counts"), _SENDING),
+    **dict.fromkeys(("noised-versions", "sample-norm", "epsilon", "delta"), _SENDING),
+    "split": {*_SENDING, "pfdm"},
+    "published-width": {*_SENDING, "pfdm"},
     "peers-per-step": {*_EXCHANGING, "central-igd"},
-    "shared-init": {*_SENDING, "central-igd", "ridge", "copy-head"},
+    "shared-init": {*_SENDING, "pfdm", "predictions", "central-igd", "ridge", "copy-head"},
 }
 """{setting: the methods of a comparison that read it}, unless their own settings have another value of it."""
 
