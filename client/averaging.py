@@ -50,6 +50,8 @@ class Trainee:
         self.controlled = Controlled(own) if order["control"] else None
         self.player = Player.start(self.controlled or own, config.optimiser)
         self.config, self.y = config, y
+        self.remembers = part != "network" or bool(order["control"]) or config.rivals.optimizer_state == "kept"
+        """Whether a round needs more of the one before than the server sends."""
 
     def receive(self, arrays: dict[str, Tensor], round_: int, proximal_mu: float) -> list[Tensor]:
         """Go on from the server's parameters, where some came; the sums of gradients for the control variate."""
@@ -91,7 +93,7 @@ def train(message: Message, context: Context) -> Message:
     store = Store(store_root(config), order["run"], y)
     with store.locked(config.federation.timeout):
         numbers = store.restore(trainee.player, attempt, round_, checkpointed)
-        if not numbers and checkpointed:
+        if not numbers and checkpointed and trainee.remembers:
             raise LostState(f"this client's state of round {checkpointed} is gone: restore its store")
         if numbers.get("round") != round_:
             arrays = message.content.array_records["arrays"].to_torch_state_dict()

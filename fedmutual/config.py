@@ -5,6 +5,7 @@ and in `flwr run -c`. Inside, settings come in frozen groups, so that a function
 defaults are the `digits` federation, but for `local-steps`, which a server of separate machines finds by itself.
 """
 
+import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -476,7 +477,7 @@ class RunConfig(BaseModel):
         """The same settings with paths that hold from any folder."""
         settings = self.settings()
         paths = {key: settings[key] for key in ("data-path", "extractor", "store") if settings[key]}
-        return self.of(settings, {key: str(Path(path).expanduser().absolute()) for key, path in paths.items()})
+        return self.of(settings, {key: str(Path(os.path.expanduser(path)).absolute()) for key, path in paths.items()})
 
     @classmethod
     def documented(cls) -> Iterator[tuple[str, str, FieldInfo]]:
@@ -578,8 +579,31 @@ _METHODS = {
 
 _AVERAGES = {"fedavg", "fedprox", "fedavgm", "fedadam", "fedyogi", "scaffold", "fedper", "finetuned"}
 
-_NOT_READ_BY = {"keep": {*_AVERAGES, "kernel-density", "memory"}}
+_UNTRAINED = {"kernel-density", "memory"}
+_TRAINING = {str(field.alias) for group in (Network, Optimiser) for field in group.model_fields.values()}
+
+_NOT_READ_BY = {
+    **dict.fromkeys((*_TRAINING, "rounds", "local-steps", "evaluate-every"), _UNTRAINED),
+    "keep": {*_AVERAGES, *_UNTRAINED},
+    "weight-decay": {"ridge", *_UNTRAINED},
+}
 """{setting: the methods of a comparison that do not read it}."""
+
+_EXCHANGING = {"mutual", "mutual-auto", "mutual-scarcity", "mutual-constant"}
+_GAMES = {*_EXCHANGING, "predictions", "central-igd", "shared-igd"}
+_SENDING = {*_EXCHANGING, "isolated"}
+
+_READ_BY = {
+    **dict.fromkeys(("beta", "beta-rule", "scarcity", "omega-weight"), _GAMES),
+    **dict.fromkeys(("caution", "peers-per-round", "ask-for-peers", "exchange"), _EXCHANGING),
+    **dict.fromkeys(("publish", "wire-dtype", "norm-bound", "share-counts"), _SENDING),
+    **dict.fromkeys(("noised-versions", "sample-norm", "epsilon", "delta"), _SENDING),
+    "split": {*_SENDING, "pfdm"},
+    "published-width": {*_SENDING, "pfdm"},
+    "peers-per-step": {*_EXCHANGING, "central-igd"},
+    "shared-init": {*_SENDING, "pfdm", "predictions", "central-igd", "ridge", "copy-head"},
+}
+"""{setting: the methods of a comparison that read it}, unless their own settings have another value of it."""
 
 
 def refuse_without_effect(
@@ -588,7 +612,7 @@ def refuse_without_effect(
     """Refuse settings that would change nothing, where a run is started; an earlier run is read and resumed as it is.
 
     given: the settings that a person gave beyond a preset's; where those are not known, all whose value is not the
-    default. methods: those of a comparison, and what their settings are; an effect on one of them is enough.
+    default. methods: those of a comparison, and what their settings are; an effect on one that reads it is enough.
 
     Raises:
         UserError: names the setting, what takes its effect away, and what to do.
@@ -596,15 +620,12 @@ def refuse_without_effect(
     if config.federation.resume:
         return
     for key, value in given.items():
-        if key in _METHODS and not set(_METHODS[key]) & methods.keys():
-            readers = f"method {_METHODS[key][0]}" if len(_METHODS[key]) == 1 else f"methods {', '.join(_METHODS[key])}"
-            raise UserError(f"{key} = {value} has an effect on the {readers} alone: leave {key} out")
-        if methods and not set(methods) - _NOT_READ_BY.get(key, set()):
-            raise UserError(f"{key} = {value} has no effect on {', '.join(methods)}: leave {key} out")
-        if key in _EFFECTS and not any(_EFFECTS[key][1](each) for each in (config, *methods.values())):
+        _refuse_unread(key, value, config, methods)
+        readers = [arm for name, arm in methods.items() if _reads(name, key, arm, config)] or [config]
+        if key in _EFFECTS and not any(_EFFECTS[key][1](each) for each in readers):
             other = _EFFECTS[key][0]
             raise UserError(
-                f"{key} = {value} has no effect with {other} = {config.settings()[other]}: "
+                f"{key} = {value} has no effect with {other} = {readers[0].settings()[other]}: "
                 f"change {other}, or leave {key} out"
             )
     if config.federation.ask_for_peers and (config.mutual.peers_per_round < 2 or config.mutual.exchange == "mean"):
@@ -619,6 +640,22 @@ def refuse_without_effect(
             "exchange = mean averages parameters, which mean the same in every class only with network = "
             "random-features and shared-init = true: set both, or exchange = networks"
         )
+
+
+def _refuse_unread(key: str, value: Any, config: RunConfig, methods: Mapping[str, RunConfig]) -> None:
+    """Raises `UserError` for a setting that none of a comparison's methods goes by, or that is no simulation's."""
+    if key in _METHODS and not set(_METHODS[key]) & methods.keys():
+        readers = f"method {_METHODS[key][0]}" if len(_METHODS[key]) == 1 else f"methods {', '.join(_METHODS[key])}"
+        raise UserError(f"{key} = {value} has an effect on the {readers} alone: leave {key} out")
+    if methods and not any(_reads(name, key, arm, config) for name, arm in methods.items()):
+        raise UserError(f"{key} = {value} has no effect on {', '.join(methods)}: leave {key} out")
+
+
+def _reads(name: str, key: str, arm: RunConfig, config: RunConfig) -> bool:
+    """Whether a method of a comparison with the settings `config` goes by their `key`."""
+    if name in _NOT_READ_BY.get(key, set()) or name not in _READ_BY.get(key, {name}):
+        return False
+    return key not in _READ_BY or arm.settings()[key] == config.settings()[key]
 
 
 def beyond_defaults(config: RunConfig) -> dict[str, Any]:

@@ -45,6 +45,7 @@ def command_line(
     def run(*arguments: Any) -> tuple[int, str, str]:
         monkeypatch.setattr("sys.argv", ["fedmutual", *map(str, arguments)])
         monkeypatch.setattr("os._exit", leave)
+        monkeypatch.setenv("PYTHONSAFEPATH", "")  # which the command sets, is as before after the test
         code = 0
         try:
             main()

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from fedmutual.data.images import image_shape, read_image
+from fedmutual.data.names import as_name, check_names
 from fedmutual.data.parts import Opened, Part, Rows, readable
 from fedmutual.data.pixels import Seen
 from fedmutual.errors import UserError
@@ -32,7 +33,7 @@ _IGNORED = frozenset(("__macosx", "@eadir", "thumbs.db", "desktop.ini", "$recycl
 
 
 Files = dict[str, list[Path]]
-"""{name of a class: its image files}"""
+"""{name of a class: its image files}, in the order of the folders."""
 
 
 def open_folder(path: Path, dims: tuple[int, ...], size: int = 0) -> Opened:
@@ -64,7 +65,7 @@ def open_folder(path: Path, dims: tuple[int, ...], size: int = 0) -> Opened:
         strangers = {name: len(images) for name, images in own.items() if name not in names and images}
         left_out.update({f"images of {part.replace('_', '-')} class {name}": n for name, n in strangers.items()})
     notices = (f"left out of {path}: {_counted(left_out)}",) if left_out else ()
-    return Opened([_text(name or path.resolve().name) for name in names], shape, **parts, seen=seen, notices=notices)
+    return Opened([name or _name(path.resolve()) for name in names], shape, **parts, seen=seen, notices=notices)
 
 
 def _sized(shape: tuple[int, ...], size: int) -> tuple[int, ...]:
@@ -128,7 +129,8 @@ def _classes(path: Path, left_out: Counter[str]) -> Files:
         return {"": []}
     _count(left_out, direct)
     _check_classes(path, folders)
-    return {folder.name: _images_below(folder, left_out) for folder in folders}
+    check_names([_name(folder) for folder in folders], str(path))
+    return {_name(folder): _images_below(folder, left_out) for folder in folders}
 
 
 def _check_classes(path: Path, folders: list[Path]) -> None:
@@ -183,7 +185,7 @@ def _leads_back(entry: Path, above: tuple[Path, ...]) -> bool:
 
 def _class_names(path: Path, files: dict[str, Files]) -> list[str]:
     """The training part's classes in order; "" for one class whose images have no folder of their own."""
-    names = sorted(files["train"])
+    names = list(files["train"])
     if any(("" in own) != ("" in names) for own in files.values()):
         raise UserError(
             f"{path} has classes in some of its parts and images in others: give every part the same folders"
@@ -213,9 +215,5 @@ def _visible(folder: Path) -> list[Path]:
     )
 
 
-def _text(name: str) -> str:
-    """A folder's name as text; bytes that are not UTF-8 are read as Latin-1."""
-    try:
-        return os.fsencode(name).decode()
-    except UnicodeDecodeError:
-        return os.fsencode(name).decode("latin-1")
+def _name(folder: Path) -> str:
+    return as_name(os.fsencode(folder.name))

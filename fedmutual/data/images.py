@@ -1,5 +1,9 @@
 """One image file as a person sees it: upright, on white where it is transparent, all of its bits counted."""
 
+import stat
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +17,13 @@ from fedmutual.errors import UserError
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+    from PIL.ImageFile import ImageFile
+
+MOST_PIXELS = 89_478_485
+"""Of an image: Pillow's own limit, above which a small file may unpack to more memory than there is."""
+
+_FORMATS = ("BMP", "GIF", "JPEG", "MPO", "PNG", "PPM", "TIFF", "WEBP")
+"""What is read, whatever a file is called. Pillow knows more, of which some start other programs."""
 
 GROUND = 255
 """What shows through where an image is transparent: white, as on a page."""
@@ -38,9 +49,7 @@ def image_shape(path: Path) -> tuple[int, ...]:
 
 def header_shape(path: Path) -> tuple[int, ...]:
     """As `image_shape`, from what the file says of itself: the pixels are not read."""
-    from PIL import Image
-
-    with readable(f"{path} is not a whole image", "replace or remove it"), Image.open(path) as file:
+    with _opened(path) as file:
         grey = file.mode in ("1", "L", "LA", "La", "I", "F") or file.mode.startswith("I;")
         turned = file.getexif().get(_ORIENTATION, 1) >= 5
         width, height = reversed(file.size) if turned else file.size
@@ -74,11 +83,35 @@ def read_image(path: Path, shape: tuple[int, ...], resize: bool, cut: bool, seen
     return scaled(pixels, str(path), seen).movedim(-1, 0).contiguous()
 
 
+@contextmanager
+def _opened(path: Path) -> "Iterator[ImageFile]":
+    """The image file at `path`, of which the head is read.
+
+    Raises:
+        UserError: it is no whole image, or has more than `MOST_PIXELS`; also for what fails inside the block.
+    """
+    from PIL import Image
+
+    Image.init()
+    with readable(f"{path} is not a whole image", "replace or remove it"), warnings.catch_warnings():
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise UserError(f"{path} is a pipe or a device, not a file: remove it")  # it might never end
+        try:
+            opened = Image.open(path, formats=[name for name in _FORMATS if name in Image.OPEN])
+        except (Image.DecompressionBombWarning, Image.DecompressionBombError):
+            raise UserError(
+                f"{path} has more than {MOST_PIXELS // 10**6} million pixels: make it smaller, or cut it into parts"
+            ) from None
+        with opened as file:
+            yield file
+
+
 def _pixels(path: Path, seen: Seen) -> NDArray[Any]:
     """`[H, W]` of a grey image, as bytes, 16-bit numbers or floats, or `[H, W, 3]` bytes of one in colour."""
-    from PIL import Image, ImageOps
+    from PIL import ImageOps
 
-    with readable(f"{path} is not a whole image", "replace or remove it"), Image.open(path) as file:
+    with _opened(path) as file:
         if getattr(file, "n_frames", 1) > 1:
             seen.paged.add(str(path))
         file.load()  # a damaged image raises here, and what it says of itself is complete

@@ -1,5 +1,6 @@
 """The user's own .npz archives, read row by row: no more is held than asked for."""
 
+import os
 import zipfile
 from contextlib import AbstractContextManager
 from functools import cached_property
@@ -12,7 +13,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fedmutual.data.images import middle
+from fedmutual.data.images import MOST_PIXELS, middle
+from fedmutual.data.names import as_name, check_names
 from fedmutual.data.parts import BLOCK, Opened, Part, Rows, readable
 from fedmutual.data.pixels import RANGES, Seen, scaled
 from fedmutual.errors import UserError
@@ -61,7 +63,9 @@ def open_npz(path: Path, keep: bool, size: int = 0) -> Opened:
     unused = [key for key in keys if key not in used]
     notices = (f"left out of {path}: the arrays {', '.join(unused)}",) if unused else ()
     shown = (shape[0], size, size) if size else shape
-    return Opened([_text(name) for name in names], shown, train, **others, seen=seen, notices=notices)
+    texts = [as_name(name if isinstance(name, bytes) else str(name)) for name in names]
+    check_names(texts, str(path))
+    return Opened(texts, shown, train, **others, seen=seen, notices=notices)
 
 
 def _whole(path: Path) -> AbstractContextManager[None]:
@@ -120,7 +124,8 @@ class NpzPart(Part):
 
     @cached_property
     def _everything(self) -> NDArray[Any]:
-        count = _header(self.path, f"{self.prefix}images")[0][0]
+        (count, *inner), dtype = _header(self.path, f"{self.prefix}images")
+        _refuse_beyond_memory(self.path, count * prod(inner) * dtype.itemsize)
         return _read_rows(self.path, f"{self.prefix}images", np.arange(count))
 
     def read(self, rows: Rows) -> Tensor:
@@ -140,6 +145,15 @@ class NpzPart(Part):
         return samples.reshape(len(images), *self.shape)
 
 
+def _refuse_beyond_memory(path: Path, needed: int) -> None:
+    there = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if needed > there:
+        raise UserError(
+            f"{path} unpacks to {needed / 1e9:.1f} GB, and this machine has {there / 1e9:.1f} GB of memory: make its "
+            "images smaller, or store them as a folder"
+        )
+
+
 def _fitted(samples: Tensor, size: int) -> Tensor:
     """The middle of images `[n, C, H, W]` in [-1, 1] at `size` (bicubic, antialiased): `[n, C, size, size]`."""
     rows, columns = middle(*samples.shape[2:])
@@ -154,6 +168,11 @@ def _shape(path: Path, stored: tuple[int, ...], dtype: np.dtype[Any]) -> tuple[i
     """Shape of a sample, channels first."""
     if dtype.kind not in "uibf":
         raise UserError(f"images of {path} have type {dtype}: store {RANGES}")
+    if prod(stored[1:3]) > MOST_PIXELS:
+        raise UserError(
+            f"images of {path} have shape {stored}, and no more than {MOST_PIXELS // 10**6} million pixels are read of "
+            "one: make them smaller"
+        )
     match stored:
         case (_, height, width) if height * width:
             return (1, height, width)
@@ -171,18 +190,26 @@ def _labels(path: Path, key: str) -> NDArray[Any]:
     return _read_rows(path, key, np.arange(shape[0])).reshape(-1)
 
 
-def _text(name: Any) -> str:
-    if isinstance(name, bytes):
-        try:
-            return name.decode()
-        except UnicodeDecodeError:
-            return name.decode("latin-1")
-    return str(name)
+_UNPACKED = 1040
+"""Bytes that one byte of an archive unpacks to at most; deflate stays below 1032."""
 
 
 def _header(path: Path, key: str) -> tuple[tuple[int, ...], np.dtype[Any]]:
+    """Shape and type of an array, for which the archive has as many bytes as they say.
+
+    Raises:
+        EOFError: it has others; believed, a small file would ask for more memory than there is.
+    """
     with zipfile.ZipFile(path) as archive, archive.open(f"{key}.npy") as file:
         shape, _, dtype = _read_header(file)
+        there = archive.getinfo(f"{key}.npy").file_size - file.tell()
+    if dtype.hasobject:  # a pickle, which is never loaded
+        return shape, dtype
+    said = prod(shape) * dtype.itemsize
+    if min(shape, default=0) < 0 or there < said or said > _UNPACKED * path.stat().st_size:
+        raise EOFError(f"{key} is shorter than its header says")
+    if there > said:
+        raise EOFError(f"{key} is longer than its header says")
     return shape, dtype
 
 

@@ -1,5 +1,6 @@
 """From the settings to the data: opens their source, and says what is known of it before, such as names and shape."""
 
+import os
 from pathlib import Path
 
 from fedmutual.config import Data
@@ -94,7 +95,7 @@ def _checked_dims(data: Data) -> tuple[int, ...]:
 
 def _open(data: Data, instead: str = "", keep: bool = False) -> Opened:
     """The files of the source, checked against the settings; `instead`: the setting that is enough without them."""
-    if data.source in ("npz", "folder") and not _data_path(data).exists():
+    if data.source in ("npz", "folder") and not os.path.exists(_data_path(data)):  # any text may be a path
         advice = f"set data-path, or {instead} where there is no data" if instead else "set data-path"
         raise UserError(f"{data.path} is missing: {advice}")
     if data.source == "npz":
@@ -112,4 +113,4 @@ def _data_path(data: Data) -> Path:
     """Where the data lie; raises `UserError` where the settings do not say."""
     if not data.path:
         raise UserError(f"data-path is missing: data = {data.source} is read from there")
-    return Path(data.path).expanduser()
+    return Path(os.path.expanduser(data.path))

@@ -1,5 +1,6 @@
 """What a user's own data are, before anything is trained: classes, parts, values, and samples that occur twice."""
 
+import os
 from collections import defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -45,11 +46,11 @@ def settings_for(path: Path) -> dict[str, str]:
     Raises:
         UserError: there is nothing, or something else.
     """
-    if path.is_dir():
+    if os.path.isdir(path):  # any text may be a path
         return {"data": "folder", "data-path": str(path)}
-    if path.suffix == ".npz" and path.is_file():
+    if path.suffix == ".npz" and os.path.isfile(path):
         return {"data": "npz", "data-path": str(path)}
-    what = "is neither a folder nor a .npz file" if path.exists() else "is missing"
+    what = "is neither a folder nor a .npz file" if os.path.exists(path) else "is missing"
     raise UserError(f"{path} {what}: name a folder of images or a .npz with images and labels")
 
 

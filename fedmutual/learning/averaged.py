@@ -61,9 +61,11 @@ def take_over(player: Player, parameters: Mapping[str, nn.Parameter], arrays: Ma
 
 
 def moments_of(player: Player, parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
-    """The moments of `parameters`, under the names that they travel by."""
+    """The moments of `parameters`, under the names that they travel by; an optimiser without them has none."""
     states = {name: player.optimizer.state[parameter] for name, parameter in parameters.items()}
-    return {f"{moment}/{name}": state[moment] for name, state in states.items() for moment in MOMENTS}
+    return {
+        f"{moment}/{name}": state[moment] for name, state in states.items() for moment in MOMENTS if moment in state
+    }
 
 
 def add_proximal_term(parameters: Iterable[nn.Parameter], mu: float) -> None:

@@ -9,6 +9,7 @@ import click
 import typer
 
 from fedmutual.errors import UserError
+from fedmutual.text import visible
 from simulations.cli import deploy, inspect, release, theory, train, upkeep
 from simulations.cli.watch import watch
 
@@ -33,6 +34,7 @@ for _panel, _commands in PANELS.items():
 
 def main() -> None:
     """Run the command line; exit code 0 done, 1 failed, 2 wrong usage or settings."""
+    os.environ["PYTHONSAFEPATH"] = "1"  # processes that are started import no module that lies where the user stands
     for stream in (sys.stdout, sys.stderr):
         # Names of classes and files are printed as they are, whatever the locale and whatever bytes they hold.
         if isinstance(stream, io.TextIOWrapper):
@@ -49,12 +51,16 @@ def main() -> None:
             raise
         # Ray turns SIGTERM into SystemExit.
         stop("interrupted: what was checkpointed is kept, and simulate --resume DIR or compare --out DIR goes on", 130)
-    except (RuntimeError, OSError) as error:
+    except MemoryError as error:
+        stop(f"out of memory: {error}", 1)
+    except OSError as error:
+        stop(f"{error.filename} cannot be used: {error.strerror}" if error.filename else str(error), 1)
+    except RuntimeError as error:
         stop(str(error), 1)
 
 
 def stop(message: str, code: int) -> None:
     """One line on stderr and out, also past threads that wait for replies that nobody reads any more."""
-    print("error:", " ".join(message.split()), file=sys.stderr, flush=True)
+    print("error:", visible(" ".join(message.split())), file=sys.stderr, flush=True)
     sys.stdout.flush()
     os._exit(code)

@@ -1,6 +1,7 @@
 """`--minutes N`, and data of one's own in place of a preset: settings that are chosen for the data and the time."""
 
 import json
+import os
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,7 +18,9 @@ from simulations.terminal import progress
 
 if TYPE_CHECKING:
     from fedmutual.data.facts import Facts
-    from simulations.experiments.choosing import Choice, Machine, Rung, Speed, Task
+    from simulations.experiments.choosing import Choice
+    from simulations.experiments.foreseen import Machine, Speed
+    from simulations.experiments.rungs import Rung, Task
 
 DEFAULT_MINUTES = 15.0
 
@@ -88,7 +91,7 @@ def is_data(name: str) -> bool:
                 f"or {PRESETS / name}.toml for the preset"
             )
         return False
-    return path.suffix != ".toml" and path.exists()
+    return path.suffix != ".toml" and os.path.exists(path)  # any text may be a path
 
 
 def chosen(
@@ -113,14 +116,15 @@ def chosen(
     asked = DEFAULT_MINUTES if minutes is None else minutes
 
     from fedmutual.data.facts import facts_of
-    from simulations.experiments.choosing import Rung, choose, refuse_too_short, rungs
+    from simulations.experiments.choosing import choose, refuse_too_short
+    from simulations.experiments.rungs import Rung, rungs
 
     refuse_too_short(asked)
     if "local-steps" in given:
         raise UserError(
             "local-steps is what the minutes decide: leave it out, or change it in the preset that is written"
         )
-    task = _task(comparison, given)
+    task = _task(comparison, given if data else {**read_preset(name), **given})
     if data:
         source = _source(name, given)
         facts = facts_of(RunConfig.of(source).data)
@@ -130,7 +134,7 @@ def chosen(
         facts = facts_of(RunConfig.of(preset).data)
         del preset["local-steps"]
         if preset["data-path"]:
-            preset["data-path"] = str(Path(preset["data-path"]).expanduser().absolute())
+            preset["data-path"] = str(Path(os.path.expanduser(preset["data-path"])).absolute())
         among = [Rung(preset)]
     for rung in among:  # what is wrong is said before time is spent
         config = RunConfig.of(_common(rung.settings))
@@ -143,24 +147,35 @@ def chosen(
 
 
 def again(folder: Path | None, name: str, minutes: float | None) -> Chosen | None:
-    """What was chosen for the comparison in `folder`, which goes on with it; None where nothing was."""
+    """What was chosen for the comparison in `folder`, which goes on with it; None where nothing was.
+
+    Raises:
+        UserError: it was chosen for something else than `name`.
+    """
     from fedmutual.run_folder import PRESET
 
     if folder is None or not (folder / PRESET).exists():
         return None
+    settings = read_settings(folder / PRESET)
+    now = _source(name, {}) if is_data(name) else RunConfig.of(_common(read_preset(name))).settings()
+    for key in ("data", "data-path") if is_data(name) else ("data",):
+        if settings.get(key, now[key]) != now[key]:
+            raise UserError(
+                f"{folder} goes on with {key} = {settings[key]}, and {name} has {now[key]}: name what it was begun "
+                "with, or another folder for --out"
+            )
     print(f"note: {folder} goes on with the settings of {folder / PRESET}", file=sys.stderr)
-    return Chosen(name, DEFAULT_MINUTES if minutes is None else minutes, read_settings(folder / PRESET))
+    return Chosen(name, DEFAULT_MINUTES if minutes is None else minutes, settings)
 
 
-def _task(comparison: tuple[str, int] | None, given: Mapping[str, Any]) -> "Task":
-    from fedmutual.config import Mutual
-    from simulations.experiments.choosing import SIMULATION, Task
+def _task(comparison: tuple[str, int] | None, settings: Mapping[str, Any]) -> "Task":
     from simulations.experiments.plan import method_names
+    from simulations.experiments.rungs import Task
 
+    rule = RunConfig.of({key: settings[key] for key in ("beta-rule",) if key in settings}).mutual.rule
     if comparison is None:
-        return SIMULATION
-    names = method_names(comparison[0], given.get("beta-rule", Mutual().rule))
-    return Task(names, comparison[1], audited=True)
+        return Task(tuple(method_names("mutual", rule)))
+    return Task(method_names(comparison[0], rule), comparison[1], audited=True)
 
 
 def _source(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -170,7 +185,7 @@ def _source(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
     if where:
         raise UserError(f"{where[0]} is read off {name}: leave {where[0]} out")
     own = settings_for(Path(name))
-    return {**own, "data-path": str(Path(name).expanduser().absolute()), "classes": 0}
+    return {**own, "data-path": str(Path(os.path.expanduser(name)).absolute()), "classes": 0}
 
 
 def _common(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -185,7 +200,9 @@ def _timed(
     from fedmutual.data import sample_shape
     from fedmutual.data.facts import reading_seconds
     from simulations.engine.simulation import clients_at_once
-    from simulations.experiments.choosing import Machine, Rung, worth_timing
+    from simulations.experiments.choosing import worth_timing
+    from simulations.experiments.foreseen import Machine
+    from simulations.experiments.rungs import Rung
     from simulations.experiments.timing import timing
 
     at_once = clients_at_once(facts.classes, cpus)

@@ -1,5 +1,6 @@
 """The presets: where they lie and how they are read; and the settings that a command starts from."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ def read_preset(name: str) -> dict[str, Any]:
         UserError: there is no such preset, or the file cannot be read.
     """
     path = Path(name) if name.endswith(".toml") else PRESETS / f"{name}.toml"
-    if not path.exists():
+    if not os.path.exists(path):
         known = ", ".join(names())
         raise UserError(
             f"no preset {name!r}: there are {known}, or give the path of a .toml file, a folder of images or a .npz"

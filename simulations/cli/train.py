@@ -16,6 +16,7 @@ from fedmutual.config import RunConfig, refuse_without_effect
 from fedmutual.course import Course
 from fedmutual.errors import UserError
 from fedmutual.settings import parse_assignments
+from fedmutual.text import visible
 from simulations.cli.inspect import MISSING, measure, train_extractor, write_page
 from simulations.cli.minutes import METHODS, SEEDS, Chosen, again, chosen, is_data, untimed
 from simulations.cli.options import AsJson, Minutes, OnCluster, Preset, PresetOrData, Settings
@@ -25,6 +26,9 @@ from simulations.terminal import console, moment, phases, progress
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from simulations.engine.simulation import Simulation
+    from simulations.experiments.plan import Plan
 
 
 def simulate(
@@ -55,7 +59,7 @@ def simulate(
         from simulations.engine.simulation import Simulation
         from simulations.report.words import listing
         from simulations.runs.extractor import extractor_to_train, with_own_extractor
-        from simulations.runs.measuring import run_extractor
+        from simulations.runs.measuring import refuse_unmeasurable
         from simulations.runs.networks import without_network
 
     part = choice.part if choice else untimed
@@ -64,10 +68,8 @@ def simulate(
         if not resume:
             config = with_own_extractor(config, folder).with_whole_paths()
         training = extractor_to_train(config, folder) if config.measuring.samples else None
-        if config.measuring.samples and not training:
-            run_extractor(config)  # a file that does not fit is refused before the training, not after it
+        refuse_unmeasurable(config, with_extractor=not training)  # before the training, not after it
         simulation: Simulation[Any] = Simulation(config, cpus, gpus, on_read=shown.read, ray=ray)
-    refused = 0
     print_notices(simulation.notices)
     if not resume and not is_data(preset):
         record_preset(simulation.journal.folder, preset)
@@ -76,21 +78,8 @@ def simulate(
     if training:
         with part("extractor"):
             train_extractor(training)
-    course, class_names = Course(config.rounds), simulation.journal.read_run().class_names
-    with (
-        part("training"),
-        phases(then="samples, measures and the report" if config.measuring.samples else "the report") as shown,
-    ):
-
-        def on_round(rows: list[dict[str, Any]]) -> None:
-            nonlocal refused
-            refused += sum(row["status"] in ("error", "rejected", "missing") for row in rows)
-            course.add(rows)
-            shown.advance(course.done, course.worst_in_words(class_names))
-
-        folder = simulation.run(on_round, shown.begin)
-    if refused:
-        print(f"{refused} replies did not get through: {folder / 'history.jsonl'} says why", file=sys.stderr)
+    with part("training"):
+        folder = _train(simulation)
     if config.measuring.samples:
         with part("measuring"):
             measure(folder, "last")
@@ -104,6 +93,24 @@ def simulate(
             f"class {listing(named)} has no network, so that this run is not complete: its page and history.jsonl "
             "say why"
         )
+
+
+def _train(simulation: "Simulation[Any]") -> Path:
+    """Train, with progress on the way, and say how many replies did not get through; the run folder."""
+    refused, config = 0, simulation.config
+    course, class_names = Course(config.rounds), simulation.journal.read_run().class_names
+    with phases(then="samples, measures and the report" if config.measuring.samples else "the report") as shown:
+
+        def on_round(rows: list[dict[str, Any]]) -> None:
+            nonlocal refused
+            refused += sum(row["status"] in ("error", "rejected", "missing") for row in rows)
+            course.add(rows)
+            shown.advance(course.done, course.worst_in_words(class_names))
+
+        folder = simulation.run(on_round, shown.begin)
+    if refused:
+        print(f"{refused} replies did not get through: {folder / 'history.jsonl'} says why", file=sys.stderr)
+    return folder
 
 
 def _refuse_timed_on_cluster(preset: str, minutes: float | None, ray: str) -> None:
@@ -167,11 +174,9 @@ def compare(
     that is finished is not run again, so that the same command with its --out goes on after a stop.
     """
     _refuse_timed_on_cluster(preset, minutes, ray)
+    if tune:
+        _refuse_tuning(preset, minutes, ray)
     given, own = parse_assignments(settings or []), is_data(preset)
-    if tune and minutes is not None:
-        raise UserError("--tune trains several values of each method, which --minutes does not count: leave one out")
-    if tune and ray:
-        raise UserError("--tune trains on this machine alone: leave --tune or --ray out")
     methods, seeds = methods or (METHODS if own else "all"), seeds if seeds is not None else SEEDS if own else 5
     choice = again(out, preset, minutes) or chosen(preset, minutes, given, cpus, gpus, (methods, seeds))
     changes = {**(choice.settings if choice else read_preset(preset)), **given}
@@ -180,33 +185,52 @@ def compare(
     with moment("starting up"):
         from simulations.experiments import tuning
         from simulations.experiments.plan import plan, run_arms
-        from simulations.runs.extractor import extractor_to_train
+
+    def planned() -> "Plan":
+        return plan({**tuning.chosen_settings(folder), **changes}, methods, seeds, folder, given=given)
 
     part = choice.part if choice else untimed
-    choices = tuning.read_choices(folder)
     with part("reading"), progress("reading the data"):
-        made = plan({**tuning.as_settings(choices), **changes}, methods, seeds, folder, given=given)
+        made = planned()
     print_notices(made.notices)
     if choice:
         choice.write(folder, "compare")
     if tune and (waiting := tuning.to_tune(made, given)):
         with progress("tuning", sum(len(values) for _, values in waiting.values()), "values") as advance:
-            choices = tuning.tune(made, given, cpus, gpus, advance)
-        made = plan({**tuning.as_settings(choices), **changes}, methods, seeds, folder, given=given)
-    for config in made.arms.values() if next(iter(made.arms.values())).measuring.samples else ():
-        if training := extractor_to_train(config, folder):
-            with part("extractor"):
-                train_extractor(training)
+            tuning.tune(made, waiting, cpus, gpus, advance)
+        made = planned()
+    with part("extractor"):
+        _train_extractors(made)
     with part("arms"), phases(then="the report") as shown:
         shown.begin("comparing", len(made.arms), "arms", timed=False)
         run_arms(made, cpus, gpus, shown.advance, ray)
     for place in made.places if not own else ():
         record_preset(place, preset)
-    tuning.record_choices(made, choices)
+    tuning.record_choices(made)
     with part("page"):
         write_page(made.places, folder / "report.html", as_json)
     if choice:
         choice.finish(folder)
+
+
+def _refuse_tuning(preset: str, minutes: float | None, ray: str) -> None:
+    """Raises `UserError` where --tune would take time that is not counted, or train where it cannot."""
+    if minutes is not None or is_data(preset):
+        raise UserError(
+            "--tune trains several values of each method, which --minutes and DATA do not count: leave --tune out, or "
+            "name a preset, such as the preset.toml that a comparison of DATA writes"
+        )
+    if ray:
+        raise UserError("--tune trains on this machine alone: leave --tune or --ray out")
+
+
+def _train_extractors(made: "Plan") -> None:
+    """Those of the arms that are not there yet, where anything is measured."""
+    from simulations.runs.extractor import extractor_to_train
+
+    for config in made.arms.values():
+        if config.measuring.samples and (training := extractor_to_train(config, made.folder)):
+            train_extractor(training)
 
 
 def extractor(
@@ -292,7 +316,7 @@ def settings_page(rows: list[dict[str, Any]]) -> str:
 def print_notices(notices: Sequence[str]) -> None:
     """What a person should know of the data before the training, such as files that are left out."""
     for notice in notices:
-        print(f"note: {notice}", file=sys.stderr)
+        print(f"note: {visible(notice)}", file=sys.stderr)
 
 
 def inspect(
@@ -340,8 +364,8 @@ def inspect(
         repeat = "repeats" if count == 1 else "repeat"
         print(f"copies: {count} of {other} class {overview.names[z]} {repeat} another sample of {first}")
     for notice in overview.notices:
-        print(f"note: {notice}")
-    print(f"next: {next_command(data, given)}")
+        print(f"note: {visible(notice)}")
+    print(f"next: {visible(next_command(data, given))}")
 
 
 def next_command(data: Path, given: dict[str, Any]) -> str:

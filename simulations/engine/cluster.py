@@ -134,7 +134,8 @@ def _for_workers() -> dict[str, str | None]:
     """
     paths = [os.path.abspath(path) for path in sys.path]
     paths += [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
-    return {"PYTHONPATH": os.pathsep.join(dict.fromkeys(paths)), "OMP_NUM_THREADS": "1", "RAY_ADDRESS": None}
+    others = {"OMP_NUM_THREADS": "1", "RAY_ADDRESS": None, "PYTHONSAFEPATH": None}  # Ray starts in a neutral folder
+    return {"PYTHONPATH": os.pathsep.join(dict.fromkeys(paths)), **others}
 
 
 @contextmanager

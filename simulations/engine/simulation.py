@@ -4,6 +4,7 @@ import logging
 import math
 import os
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -117,6 +118,8 @@ class Simulation(Generic[P]):
         for_clients = settings_for_clients(config, bool(self.gpus))
         if self.cluster:
             self.cluster.check(Path(for_clients["store"]), for_clients.get("data-path", ""))
+        elif config.federation.store:
+            _check_store(Path(for_clients["store"]))
         self.prepared = app.prepare(config, for_clients)
         if not config.federation.resume:
             write_fingerprints(self.journal.folder, checked.fingerprints)
@@ -192,6 +195,16 @@ class _Ending(GridOver):
         if self.over.is_set():
             raise SystemExit  # which ends a thread without a word
         return super().get_node_ids()
+
+
+def _check_store(store: Path) -> None:
+    """Raises `UserError` where clients could not keep their states, of which they would tell in the first round."""
+    try:
+        store.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=store):
+            pass
+    except OSError as error:
+        raise UserError(f"store = {store} cannot be written to: {error.strerror}: name another folder") from None
 
 
 def clients_at_once(classes: int, cpus: int = 0) -> int:

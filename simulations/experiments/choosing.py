@@ -10,24 +10,22 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from fedmutual.config import HELD_OUT_TO_CHOOSE, Optimiser
 from fedmutual.data.facts import Facts
 from fedmutual.errors import UserError
 from fedmutual.evaluation.classifier import steps_for
-from fedmutual.learning.held_out import HELD_OUT_TIMES
-from simulations.experiments.methods import RECIPES
+from simulations.experiments.foreseen import (
+    Machine,
+    Speed,
+    balanced,
+    drawing_calls,
+    extractor_trainings,
+    foresee,
+    round_seconds,
+)
+from simulations.experiments.rungs import LEAST_STEPS, SIMULATION, Rung, Task
 
-LEAST_MINUTES = 2.0
-LEAST_STEPS, MOST_STEPS = 100, 20_000
-"""Fewer steps show nothing yet; more are not known to improve such small networks."""
-
-SMALL_STEPS, LARGE_STEPS, MEDIUM_STEPS = 400, 800, 4000
-"""Steps from which on the small U-Net at full resolution, the one at 64 x 64, and the next larger network are taken.
-Networks of velocities are good after 300 steps at half the resolution and after 800 at the full one (presets fashion-14
-and fashion); the larger two are judged by their size alone."""
-
-LEAST_SIDE = 16
-"""Smaller images, and samples that are no images, go to the MLP of the preset digits."""
+LEAST_MINUTES, MOST_STEPS = 2.0, 20_000
+"""More steps are not known to improve such small networks."""
 
 SAMPLINGS = ((500, 50), (256, 25), (128, 25), (66, 25))
 """(samples of each class, sampling steps): the first that takes no more than `SHARE` of the time."""
@@ -42,98 +40,8 @@ EXTRACTOR_EACH, EXTRACTOR_IMAGES, EXTRACTOR_STEPS = 20, 200, 100
 """Images of the smallest class, images in all, and steps that time leaves of those that they ask for, below which a
 classifier's features are taken to mean nothing."""
 
-AUDITED = 10
-"""Samples of each class that an audit compares members with at least."""
-
-AUDIT_CALLS = 64
-"""Calls of the network for each candidate of an audit."""
-
-CACHED = 16
-"""Classes whose samples a client's process keeps; with more, they are read again in each round."""
-
-RAY, CLIENT, PAGE = 2.0, 0.03, 0.5
-"""What is not timed, in units of the start of a process that trains: Ray with its clients; carrying networks, checks
-and saving for one client and round; the page with its figures."""
-
 MARGIN = 0.95
 """Of the time that is planned for: a run that is late is worse than one that is early."""
-
-IMAGES: Mapping[str, Any] = {
-    "diffusion-steps": 1000,
-    "parametrisation": "velocity",
-    "batch": 16,
-    "schedule": "cosine",
-    "beta": 1.0,
-    "beta-rule": "scarcity",
-    "scarcity": 50.0,
-    "peers-per-step": 1,
-    "sampler": "sde-dpm-solver++",
-}
-"""The recipe of the preset fashion, but for the network, its learning rate and what follows from the steps."""
-
-VECTORS: Mapping[str, Any] = {"network": "mlp", "beta": 3.0, "beta-rule": "scarcity", "scarcity": 10.0}
-"""The recipe of the preset digits, whose other settings are the defaults."""
-
-
-@dataclass(frozen=True)
-class Rung:
-    """Settings that may be chosen: all but the steps; `least` steps, below which the rung before it is better."""
-
-    settings: Mapping[str, Any]
-    least: int = LEAST_STEPS
-
-
-@dataclass(frozen=True)
-class Speed:
-    """Wall seconds that were measured of a rung on this machine.
-
-    step: a gradient step with its peers, alone: without them, forward: one sample through the network, all three with
-    as many processes at once as there are clients at work; sample: one step of one sample's drawing; classify: a step
-    of an extractor's training; measure: the measures of one class.
-    """
-
-    step: float
-    alone: float
-    forward: float
-    sample: float
-    classify: float = 0.0
-    measure: float = 0.0
-
-
-@dataclass(frozen=True)
-class Machine:
-    """at_once: clients at work; start: seconds until a process can train; reading: seconds of reading a sample of a
-    folder, or an archive through; spent: seconds since the command began."""
-
-    at_once: int
-    start: float
-    reading: float
-    spent: float = 0.0
-
-
-@dataclass(frozen=True)
-class Task:
-    """What is to be done in the minutes: a simulation, or the arms of a comparison, which are audited too."""
-
-    methods: Sequence[str] = ("mutual-scarcity",)
-    seeds: int = 1
-    audited: bool = False
-
-    @property
-    def arms(self) -> int:
-        return len(self.methods) * self.seeds
-
-    @property
-    def federated(self) -> int:
-        """Arms that start Ray."""
-        return self.seeds * sum(RECIPES[method].federated for method in self.methods)
-
-    def asked(self, classes: int) -> int:
-        """Networks that have a say at a step of a sample, over all arms: `predictions` asks those of all classes."""
-        return self.seeds * sum(classes if method == "predictions" else 1 for method in self.methods)
-
-
-SIMULATION = Task()
 
 
 @dataclass(frozen=True)
@@ -143,193 +51,6 @@ class Choice:
     settings: dict[str, Any]
     parts: dict[str, float]
     notices: list[str]
-
-
-# Which settings there are to choose among
-
-
-def rungs(facts: Facts, fixed: Mapping[str, Any], task: Task = SIMULATION) -> list[Rung]:
-    """What may be chosen for data of one's own, cheapest first; `fixed` are settings that a person gave.
-
-    Raises:
-        UserError: a class with too few samples.
-    """
-    if fixed.get("size") and not facts.images:
-        raise UserError(f"size = {fixed['size']} is for images, and these samples are none: leave size out")
-    common = {"imbalance": "none", **_cut(facts, task)}
-    if not facts.images or (_full(facts, fixed) < LEAST_SIDE and "network" not in fixed):
-        peers = {"peers-per-step": 1} if facts.classes > CACHED else {}
-        return [
-            Rung({**common, **_sized(facts, fixed, facts.side if facts.images else 0), **VECTORS, **peers, **fixed})
-        ]
-    full = _full(facts, fixed)
-    recipe = {**common, **IMAGES}
-    if facts.classes > CACHED:
-        recipe["peers-per-round"] = CACHED // 2
-    if "network" in fixed:
-        return [Rung({**recipe, **_sized(facts, fixed, full), "learning-rate": 0.002, **fixed})]
-    small = {"learning-rate": 0.004, "dropout": 0.0}
-    networks = [(full, {**_unet(16, "1,2,4", full), **small}, SMALL_STEPS)]
-    if full >= 28 and not {"size", "shape"} & set(fixed):
-        networks.insert(0, (full // 2, _tiny(full // 2), LEAST_STEPS))
-    else:
-        networks.insert(0, (full, _tiny(full), LEAST_STEPS))
-    if full <= 32:
-        networks.append((full, {**_unet(32, "1,2,2,2", full, depth=2), "learning-rate": 0.001}, MEDIUM_STEPS))
-    if facts.side >= 64 and not {"size", "shape"} & set(fixed):
-        networks[2:] = [(64, {**_unet(16, "1,2,4,4", 64), "learning-rate": 0.002}, LARGE_STEPS)]
-    return [
-        Rung({**recipe, **_sized(facts, fixed, side), **network, **fixed}, least) for side, network, least in networks
-    ]
-
-
-def _full(facts: Facts, fixed: Mapping[str, Any]) -> int:
-    """The side at which images are read where time allows: as they are up to 32, and 32 of larger ones."""
-    if fixed.get("size"):
-        return int(fixed["size"])
-    if fixed.get("shape"):
-        return min(int(part) for part in str(fixed["shape"]).split(",")[1:] or ["1"])
-    return min(facts.side, 32)
-
-
-def _sized(facts: Facts, fixed: Mapping[str, Any], side: int) -> dict[str, Any]:
-    """The settings that bring all samples to one shape; images become squares of that side, unless `shape` is given."""
-    if fixed.get("shape") or not facts.images:
-        return {"shape": ",".join(map(str, facts.shapes[0]))}
-    shape = {"shape": f"{facts.channels},{side},{side}"}
-    return shape if facts.square and facts.side == side else {**shape, "size": side}
-
-
-def _unet(width: int, multipliers: str, side: int, depth: int = 1) -> dict[str, Any]:
-    """A U-Net that attends at its lowest resolution."""
-    stride = 2 ** multipliers.count(",")
-    attention = str(math.ceil(side / stride))
-    size = {"width": width, "depth": depth, "multipliers": multipliers, "attention": attention}
-    return {"network": "unet", **size}
-
-
-def _tiny(side: int) -> dict[str, Any]:
-    """The U-Net of the preset fashion-14."""
-    return {**_unet(16, "1,2", side), "learning-rate": 0.003, "dropout": 0.1}
-
-
-def _cut(facts: Facts, task: Task) -> dict[str, Any]:
-    """Sizes of the parts that are kept from training; the data's own test part is taken whole."""
-    smallest = min(facts.counts)
-    name = facts.names[facts.counts.index(smallest)]
-    held_out = 50 if facts.held_out else min(50, smallest // 8)
-    if facts.test:
-        test, unseen = 0, min(facts.test) + (min(facts.held_out) if facts.held_out else held_out)
-    else:
-        test = max(2, min(500, smallest // 4))
-        if task.audited:
-            test = max(test, AUDITED - (0 if facts.held_out else held_out))
-        unseen = test + held_out
-    needed = test + (0 if facts.held_out else held_out) + (1 if facts.test else 2)
-    if smallest < needed:
-        raise UserError(
-            f"class {name} has {smallest} samples, and {needed} are needed, some to train on and others to measure by: "
-            f"add to it, or move it elsewhere"
-        )
-    if task.audited and unseen < AUDITED:
-        raise UserError(
-            f"a comparison audits every class by {AUDITED} samples that training did not see, and the smallest of the "
-            f"test part has too few: add to it, or use simulate"
-        )
-    return {"held-out": held_out, "test": test}
-
-
-# What a course takes
-
-
-def foresee(
-    settings: Mapping[str, Any], facts: Facts, machine: Machine, speed: Speed, task: Task = SIMULATION
-) -> dict[str, float]:
-    """{part: wall seconds} of all that a command with these settings does from now on."""
-    draws = task.asked(facts.classes) * facts.classes * _calls(settings) * speed.sample
-    candidates = 2 * settings["audit-candidates"] * AUDIT_CALLS if task.audited else 0
-    audits = task.asked(facts.classes) * facts.classes * candidates * speed.sample
-    once = machine.reading * (1 if facts.compressed else facts.samples)
-    start = machine.start * (RAY * task.federated + (task.arms > task.federated))
-    return {
-        "reading": once,
-        "extractor": _extractor_steps(settings, facts) * _trainings(facts, task) * speed.classify,
-        "training": start
-        + task.federated * once * _client_reads(settings, facts) / machine.at_once
-        + task.seeds * _training(settings, facts, machine, speed, task),
-        "measuring": task.arms * (2 * once + facts.classes * speed.measure) + draws + audits,
-        "page": machine.start * PAGE,
-    }
-
-
-def _client_reads(settings: Mapping[str, Any], facts: Facts) -> int:
-    """How often clients read all that there is: an archive streams by for each class, whichever is wanted."""
-    return (facts.classes if facts.compressed else 1) * (settings["rounds"] if facts.classes > CACHED else 1)
-
-
-def _calls(settings: Mapping[str, Any]) -> int:
-    """Samples of a class times the steps of their drawing."""
-    return int(settings["samples"] * (settings["sampling-steps"] or settings.get("diffusion-steps", 100)))
-
-
-def _trainings(facts: Facts, task: Task) -> int:
-    """Extractors: one for each seed where the seed cuts the test part."""
-    return 1 if facts.test else task.seeds
-
-
-def _extractor_steps(settings: Mapping[str, Any], facts: Facts) -> int:
-    if settings.get("extractor") != "train":
-        return 0
-    return steps_for(facts.classes * _balanced(settings, facts), settings["extractor-steps"])
-
-
-def _balanced(settings: Mapping[str, Any], facts: Facts) -> int:
-    """Images of each class that an extractor learns from: as many as the smallest class has."""
-    cut = (0 if facts.test else settings["test"]) + (0 if facts.held_out else settings["held-out"])
-    return min(facts.counts) - int(cut)
-
-
-def _training(settings: Mapping[str, Any], facts: Facts, machine: Machine, speed: Speed, task: Task) -> float:
-    """Wall seconds of the training of all methods for one seed: those of one process side by side, then the others."""
-    steps = settings["rounds"] * settings["local-steps"]
-    turns = math.ceil(facts.classes / machine.at_once)  # every client is waited for at the end of a round
-    federated = alone = 0.0
-    for method in task.methods:
-        own, peers = _work(method, facts.classes)
-        seconds = steps * (own * speed.alone + peers * (speed.step - speed.alone))
-        if RECIPES[method].federated:
-            federated += turns * (seconds + _rounds(settings, machine, speed))
-        else:
-            alone += facts.classes * seconds / machine.at_once
-    return federated + alone
-
-
-def _rounds(settings: Mapping[str, Any], machine: Machine, speed: Speed) -> float:
-    """Seconds of one client beside its gradient steps, in all rounds."""
-    chooses = settings.get("keep", Optimiser().keep) == "best" and settings["held-out"] >= HELD_OUT_TO_CHOOSE
-    every = 1 if chooses else settings.get("evaluate-every", 1)
-    evaluations = settings["rounds"] // every if every else 0
-    exchange = settings["rounds"] * CLIENT * machine.start
-    return float(exchange + evaluations * HELD_OUT_TIMES * settings["held-out"] * speed.forward)
-
-
-def _work(method: str, classes: int) -> tuple[float, float]:
-    """What a method does for each class and step of the budget, in gradient steps and in steps' worth of peers."""
-    others: dict[str, tuple[float, float]] = {
-        **dict.fromkeys(("isolated", "fedavg", "fedprox", "predictions", "pooled", "reweighted", "oc"), (1.0, 0.0)),
-        **dict.fromkeys(("fedavgm", "fedadam", "fedyogi", "scaffold", "fedper", "finetuned", "coral"), (1.0, 0.0)),
-        **dict.fromkeys(("pfdm", "cbdm", "cm"), (2.0, 0.0)),
-        "ccua": (1.0, 1.0),
-        "kernel-density": (0.0, 0.0),
-        "shared-igd": (1.0, classes - 1.0),
-        "ridge": (5.0, 0.0),
-        "copy-head": (1 / classes, 0.0),
-        "memory": (0.0, 0.0),
-    }
-    return others.get(method, (1.0, 1.0))
-
-
-# Choosing
 
 
 def choose(
@@ -389,19 +110,19 @@ def _filled(rung: Rung, facts: Facts, speed: Speed, minutes: float, task: Task) 
     for samples, steps in SAMPLINGS:
         sampling = {"samples": samples, "sampling-steps": steps if "diffusion-steps" in settings else 0}
         filled = {**sampling, **settings}
-        if task.asked(facts.classes) * facts.classes * _calls(filled) * speed.sample <= allowed:
+        if task.asked(facts.classes) * facts.classes * drawing_calls(filled) * speed.sample <= allowed:
             break
     settings = filled
     if task.audited:
         settings.setdefault("audit-candidates", 32)
     if "extractor" not in settings and facts.images and facts.classes > 1:
-        settings |= _extractor(settings, facts, allowed / _trainings(facts, task), speed)
+        settings |= _extractor(settings, facts, allowed / extractor_trainings(facts, task), speed)
     return settings
 
 
 def _extractor(settings: Mapping[str, Any], facts: Facts, allowed: float, speed: Speed) -> dict[str, Any]:
     """The settings of an extractor, or none where too few images or seconds would make it a bad one."""
-    each = _balanced(settings, facts)
+    each = balanced(settings, facts)
     wanted = steps_for(facts.classes * each, 1500)
     steps = min(wanted, int(allowed / speed.classify)) if speed.classify else wanted
     too_few = each < EXTRACTOR_EACH or facts.classes * each < EXTRACTOR_IMAGES
@@ -425,7 +146,8 @@ def _fit(
         )
         steps = int((left - none) * rounds / (some - none)) if some > none else MOST_STEPS
         steps = min(max(0, steps), MOST_STEPS) // rounds * rounds
-        if _rounds(paced, machine, speed) <= 0.1 * steps * speed.alone:
+        longest = max(round_seconds(paced, facts, machine, speed, method) for method in task.methods)
+        if longest <= 0.1 * steps * speed.alone:
             break
     return {**paced, "local-steps": steps // rounds, **_following(settings, steps)}, steps
 
@@ -457,7 +179,7 @@ def _notices(
         )
     if facts.images and "extractor" not in settings:
         notices.append(
-            f"measured by pixels alone: {_balanced(settings, facts)} images of the smallest class, or the time, are "
+            f"measured by pixels alone: {balanced(settings, facts)} images of the smallest class, or the time, are "
             "too few for a classifier whose features would mean something"
         )
     total = machine.spent + sum(parts.values())

@@ -31,7 +31,10 @@ Baseline = Callable[[RunConfig, Data, OnRound], Trained]
 
 @dataclass(frozen=True)
 class Knob:
-    """The setting that a method tunes, and its values, which are `times` the comparison's own where that is said."""
+    """The setting that a method tunes, and its values, which are `times` the comparison's own where that is said.
+
+    The only one that is a whole number is local-steps.
+    """
 
     setting: str
     values: tuple[float, ...]
@@ -39,12 +42,15 @@ class Knob:
 
 
 def grid_of(knob: Knob, config: RunConfig) -> list[Any]:
-    """The values that are tried under the settings `config`; whole numbers stay whole."""
+    """The values that are tried under the settings `config`; of local steps those that divide a round, the nearest."""
     before = config.settings()[knob.setting]
     if not knob.times:
         return list(knob.values)
     values = [before * value for value in knob.values]
-    return values if isinstance(before, float) else list(dict.fromkeys(max(1, round(value)) for value in values))
+    if isinstance(before, float):
+        return values
+    divisors = [steps for steps in range(1, before + 1) if before % steps == 0]
+    return list(dict.fromkeys(min(divisors, key=lambda steps: abs(steps - value)) for value in values))
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from fedmutual.baselines.pfdm import level_of
-from fedmutual.checkpoint import write_atomic
+from fedmutual.checkpoint import Unwritable, write_atomic
 from fedmutual.config import RunConfig, refuse_without_effect
 from fedmutual.data import check, num_classes
 from fedmutual.device import pick_device
@@ -28,6 +28,7 @@ from simulations.experiments.methods import RECIPES
 from simulations.experiments.pace import Name, Pace
 from simulations.runs.arms import NOT_THE_METHOD
 from simulations.runs.extractor import with_own_extractor
+from simulations.runs.measuring import refuse_useless
 
 SETTINGS = "comparison.toml"
 """In the comparison's folder: the settings that all arms have in common."""
@@ -74,19 +75,39 @@ def plan(
     names = method_names(methods, RunConfig.of(common).mutual.rule)
     base = with_own_extractor(RunConfig.of(common), Path(folder)).with_whole_paths()
     _possible(base, names)
-    arms = {}
-    for seed in range(base.seed, base.seed + seeds):
-        for name in names:
-            config = RunConfig.of(base.settings(), dict(RECIPES[name].settings), {"seed": seed})
-            arms[name, seed] = RunConfig.of(config.settings(), at_equal_steps(config, own.get(name, {}), name))
+    arms = {
+        (name, seed): _arm(base, name, seed, own.get(name, {}))
+        for seed in range(base.seed, base.seed + seeds)
+        for name in names
+    }
     for name, seed in arms:
         if name == "pfdm":
             level_of(arms[name, seed])  # the split leaves a time to noise at
-    refuse_without_effect(base, given, {name: arms[name, base.seed] for name in names})
+    _refuse_without_effect(base, given, {name: arms[name, base.seed] for name in names})
     checked = check(base.data, base.seed)  # the data are there, whole, and make as many samples as are asked for
+    refuse_useless(base, checked.source)
     made = Plan(Path(folder), arms, checked.notices)
     _check_folder(made, base)
     return made
+
+
+def _arm(base: RunConfig, method: str, seed: int, own: Mapping[str, Any]) -> RunConfig:
+    """The settings of an arm: the comparison's, the method's, and those that were given for it alone."""
+    config = RunConfig.of(base.settings(), dict(RECIPES[method].settings), {"seed": seed})
+    return RunConfig.of(config.settings(), at_equal_steps(config, own, method))
+
+
+def _refuse_without_effect(base: RunConfig, given: Mapping[str, Any], arms: Mapping[str, RunConfig]) -> None:
+    """Raises `UserError` for a setting that was given, for all methods or for one, and would change none."""
+    common, own = _split(dict(given))
+    refuse_without_effect(base, common, arms)
+    for name, settings in own.items():
+        if name not in arms:
+            raise UserError(f"{name}.{next(iter(settings))} has no effect, as --methods lacks {name}: leave it out")
+        try:
+            refuse_without_effect(arms[name], settings, {name: arms[name]})
+        except UserError as error:
+            raise UserError(f"{name}: {error}") from None
 
 
 def at_equal_steps(config: RunConfig, changes: Mapping[str, Any], method: str) -> dict[str, Any]:
@@ -216,8 +237,8 @@ def _check_folder(made: Plan, base: RunConfig) -> None:
             raise UserError(f"{folder} holds something else than a comparison: choose another folder for --out")
         try:
             write_atomic(path, write_settings(common).encode())
-        except OSError as error:
-            raise UserError(f"{folder} cannot be made: {error.strerror}") from None
+        except Unwritable as error:
+            raise UserError(f"{folder} cannot be made: {error.reason}") from None
         return
     _same(read_stored(path), common, folder)
     check_arms(made)

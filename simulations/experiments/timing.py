@@ -24,7 +24,7 @@ from fedmutual.learning.peers import Peers, freeze
 from fedmutual.learning.player import Player, predict
 from fedmutual.networks import build
 from fedmutual.privacy.versions import versions_for
-from simulations.experiments.choosing import Speed
+from simulations.experiments.foreseen import Speed
 from simulations.experiments.plan import begin_worker
 from simulations.runs.sampling import draw
 

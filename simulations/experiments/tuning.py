@@ -55,16 +55,28 @@ def read_choices(folder: Path) -> Choices:
     return choices
 
 
-def as_settings(choices: Choices) -> dict[str, Any]:
-    """The choices as settings of single methods."""
-    return {f"{name}.{choice['setting']}": choice["chosen"] for name, choice in choices.items()}
+def chosen_settings(folder: Path) -> dict[str, Any]:
+    """What an earlier call has chosen, as settings of single methods; raises as `read_choices`."""
+    return {f"{name}.{choice['setting']}": choice["chosen"] for name, choice in read_choices(folder).items()}
 
 
-def to_tune(made: Plan, given: Mapping[str, Any]) -> dict[str, tuple[str, list[RunConfig]]]:
-    """{method: its setting, and the settings of each value}, for the methods that tune and have not yet chosen."""
+Waiting = dict[str, tuple[str, list[RunConfig]]]
+"""{method: its setting, and the settings of each value}, of the methods that tune and have not yet chosen."""
+
+
+def to_tune(made: Plan, given: Mapping[str, Any]) -> Waiting:
+    """What is left to tune.
+
+    Raises:
+        UserError: there are no held-out samples to choose by, a value that was given would lose to a grid, or an arm
+            was trained without.
+    """
     seed, chosen, waiting = min(seed for _, seed in made.arms), read_choices(made.folder), {}
     for name in (name for name, of_seed in made.arms if of_seed == seed and name not in chosen):
         if knob := knob_of(name, given):
+            _refuse_lost(name, knob, given)
+            if not made.arms[name, seed].data.held_out:
+                raise UserError("--tune chooses by held-out samples: set held-out above 0")
             if trained := [arm for arm in made.arms if arm[0] == name and holds_run(made.place(arm))]:
                 raise UserError(
                     f"{name}, seed {trained[0][1]}, was trained without --tune: choose another folder for --out"
@@ -73,23 +85,30 @@ def to_tune(made: Plan, given: Mapping[str, Any]) -> dict[str, tuple[str, list[R
     return waiting
 
 
+def _refuse_lost(name: str, knob: Knob, given: Mapping[str, Any]) -> None:
+    """Raises `UserError` for a value that was given for all methods, and that a grid has no place for."""
+    value = given.get(knob.setting)
+    if not knob.times and value is not None:
+        grid = ", ".join(f"{one:g}" for one in knob.values)
+        raise UserError(
+            f"{knob.setting} = {value} would lose to what --tune chooses for {name} among {grid}: leave it out, or set "
+            f"{name}.{knob.setting}, so that {name} is not tuned"
+        )
+
+
 def _variants(name: str, knob: Knob, config: RunConfig) -> Iterator[RunConfig]:
     for value in grid_of(knob, config):
         yield RunConfig.of(config.settings(), at_equal_steps(config, {knob.setting: value}, name), {"samples": 0})
 
 
-def tune(
-    made: Plan, given: Mapping[str, Any], cpus: int = 0, gpus: int = -1, on_value: OnValue = lambda done: None
-) -> Choices:
-    """All choices of a comparison, those that were made before among them.
+def tune(made: Plan, waiting: Waiting, cpus: int = 0, gpus: int = -1, on_value: OnValue = lambda done: None) -> Choices:
+    """All choices of a comparison, those that were made before among them; `waiting` is what `to_tune` gives.
 
     Raises:
-        UserError: there are no held-out samples to choose by, or a folder holds other runs than these.
+        UserError: a folder holds other runs than these.
         ArmsFailed: a value could not be trained.
     """
-    choices, waiting, done = read_choices(made.folder), to_tune(made, given), 0
-    if waiting and not next(iter(waiting.values()))[1][0].data.held_out:
-        raise UserError("--tune chooses by held-out samples: set held-out above 0")
+    choices, done = read_choices(made.folder), 0
     trained = _plans(made, waiting)
     for plan in trained:
         check_arms(plan)
@@ -110,7 +129,7 @@ def _count(on_value: OnValue, before: int, arms: int, words: str) -> None:
     on_value(before + arms)
 
 
-def _plans(made: Plan, waiting: Mapping[str, tuple[str, list[RunConfig]]]) -> list[Plan]:
+def _plans(made: Plan, waiting: Waiting) -> list[Plan]:
     """A comparison of all methods for the first values of their grids, one for the second, and so on."""
     size = max((len(configs) for _, configs in waiting.values()), default=0)
     return [
@@ -127,8 +146,9 @@ def _plans(made: Plan, waiting: Mapping[str, tuple[str, list[RunConfig]]]) -> li
     ]
 
 
-def record_choices(made: Plan, choices: Choices) -> None:
+def record_choices(made: Plan) -> None:
     """Say in each arm's facts what its method tuned."""
+    choices = read_choices(made.folder)
     for name, seed in made.arms:
         if name in choices:
             change_facts(made.place((name, seed)), tuned=choices[name])

@@ -125,6 +125,19 @@ def evaluate(
     return rows
 
 
+def refuse_unmeasurable(config: RunConfig, with_extractor: bool) -> None:
+    """Raises `UserError` where a run that is to begin could not be measured in the end, as `evaluate` does.
+
+    with_extractor: the file of the settings is there by now, and is read too.
+    """
+    if not config.measuring.samples:
+        return
+    if with_extractor:
+        run_extractor(config)
+    if config.measuring.tstr_seeds:
+        refuse_useless(config, open_source(config.data, config.seed))
+
+
 def refuse_useless(config: RunConfig, source: Source) -> None:
     """Raises `UserError` where `tstr-seeds` asks for classifiers that nothing could test."""
     if not config.measuring.tstr_seeds:

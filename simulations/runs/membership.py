@@ -155,8 +155,8 @@ def _candidates(config: RunConfig, networks: list[int], only: int | None) -> dic
     for y, (_, unseen) in sides.items():
         if len(unseen) < LEAST:
             raise UserError(
-                f"class {y} has {len(unseen)} samples that training did not see, and an audit compares with {LEAST} "
-                "or more: train with held-out or test above 0"
+                f"class {source.names[y] if len(source.names) > 1 else y} has {len(unseen)} samples that training did "
+                f"not see, and an audit compares with {LEAST} or more: train with a larger held-out or test part"
             )
     return sides
 

@@ -39,7 +39,8 @@ def attack_with_shadows(
     """GSA and LiRA on class y's network, by so many shadows.
 
     A shadow is trained by the run's settings for as many steps, alone, on as many of the candidates as the class has
-    members, and on half of them at most. All is drawn from (seed, y, "shadows").
+    members, and on half of them at most; it holds nothing out, and stands for its last round. All is drawn from
+    (seed, y, "shadows").
     """
     x, count = torch.cat([members, non_members]), len(members)
     rng = generator(config.seed, y, "shadows", device=x.device)

@@ -96,7 +96,9 @@ def test_a_bare_word_is_a_string_and_numbers_are_numbers():
 
 def test_a_broken_file_of_settings_is_one_line(tmp_path):
     (tmp_path / "a.toml").write_text("beta = = 1")
-    for path in (tmp_path / "a.toml", tmp_path / "none.toml"):
+    (tmp_path / "folder.toml").mkdir()
+    (tmp_path / "wide.toml").write_text("beta = 1", encoding="utf-16")
+    for path in (tmp_path / name for name in ("a.toml", "none.toml", "folder.toml", "wide.toml")):
         with pytest.raises(UserError, match=path.name):
             read_settings(path)
 

@@ -1,6 +1,7 @@
 """What each method of averaging does in a round, worked out beside it from what crossed the wire."""
 
 import os
+import shutil
 import signal
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from fedmutual.networks import OfClass, build_conditional
 from fedmutual.run_folder import read_history
 from server import averages
 from server.averaging import ITERATE, serve
+from server.roster import RunFailed
 from simulations.engine.simulation import App, Simulation
 from simulations.runs.networks import class_networks, read_networks
 from tests.support.data import load_class
@@ -98,6 +100,29 @@ def _meet(states, shares):
             mean = sum(w * state[index][moment] for w, state in zip(shares, states, strict=True)) / sum(shares)
             for state in states:
                 state[index][moment].copy_(mean)
+
+
+def test_a_run_whose_clients_kept_nothing_goes_on_where_nothing_is_needed(small, tmp_path):
+    """Earlier versions kept no state at the clients of an average, whose optimisers began each round anew."""
+    for state, ends in (("fresh", "whole"), ("kept", "this client's state of round 1 is gone")):
+        places = {"out": str(tmp_path / state), "store": str(tmp_path / f"{state}-clients"), "optimizer_state": state}
+        with pytest.raises(Stopped):
+            run(averages.prepare_fedavg, small(**places), fault=stopping_in(2))
+        shutil.rmtree(tmp_path / f"{state}-clients")
+        if ends != "whole":
+            with pytest.raises(RunFailed, match=ends):
+                run(averages.prepare_fedavg, small(**places, resume=True))
+            continue
+        resumed = iterate(run(averages.prepare_fedavg, small(**places, resume=True))[0])
+        through = iterate(run(averages.prepare_fedavg, small(**{**places, "out": str(tmp_path / "whole")}))[0])
+        assert_same({0: resumed}, {0: through})
+
+
+def test_an_optimizer_without_moments_has_none_to_average(small):
+    names = set(
+        crossed(run(averages.prepare_fedavg, small(**{**PLAIN, "optimizer_state": "averaged"}))[1].replies)[0][0]
+    )
+    assert names == set(dict(build_conditional(small(), SHAPE, CLASSES).named_parameters()))
 
 
 def test_what_an_optimizer_keeps_travels_only_where_it_is_averaged_and_no_count_where_classes_count_alike(small):

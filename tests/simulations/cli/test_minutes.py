@@ -9,7 +9,7 @@ import pytest
 from fedmutual.config import RunConfig
 from fedmutual.run_folder import MINUTES, PRESET
 from fedmutual.settings import read_settings
-from simulations.cli.minutes import Chosen, is_data
+from simulations.cli.minutes import Chosen, _task, is_data
 from simulations.engine.simulation import Simulation
 from simulations.experiments import timing
 from tests.support.federation import LocalGrid
@@ -69,6 +69,7 @@ def test_a_preset_and_a_folder_of_one_name_are_not_confused(tmp_path, monkeypatc
         (["--minutes", "-3"], "--minutes -3 is too short"),
         (["-s", "local-steps=5"], "local-steps is what the minutes decide"),
         (["-s", "data=digits"], "data is read off"),
+        (["-s", "beta-rule=none"], "setting beta-rule = 'none'"),
         (["-s", "size=8"], "size = 8 is for images"),
     ],
 )
@@ -135,6 +136,15 @@ def test_a_comparison_of_ones_own_data_goes_on_with_what_was_chosen(vectors, tmp
     assert code == 0, error
     assert "goes on with the settings of" in error
     assert (tmp_path / "cmp/pooled/seed-0/metrics.csv").stat().st_mtime_ns == written
+    others = tmp_path / "others.npz"
+    others.write_bytes(vectors.read_bytes())
+    for other, has in (
+        (others, f"data-path = {vectors}, and {others} has {others}"),
+        ("digits", "data = npz, and digits"),
+    ):
+        code, printed, error = command_line("compare", other, *asked[2:])
+        assert (code, printed, len(lines(error))) == (2, "", 1)
+        assert f"goes on with {has}" in error
     assert json.loads((tmp_path / "cmp" / MINUTES).read_text())["seconds"].keys() >= {"reading", "arms", "page"}
 
 
@@ -144,3 +154,25 @@ def test_parts_of_one_name_add_up() -> None:
         with chosen.part("extractor"):
             pass
     assert list(chosen.seconds) == ["extractor"]
+
+
+def test_tuning_is_no_part_of_the_minutes(vectors, command_line) -> None:
+    for arguments in ((vectors,), ("smoke", "--minutes", "60")):
+        code, printed, error = command_line("compare", *arguments, "--tune")
+        assert (code, printed, len(lines(error))) == (2, "", 1)
+        assert "--tune trains several values of each method, which --minutes and DATA do not count" in error
+
+
+def test_the_rule_that_is_planned_for_is_the_presets() -> None:
+    assert list(_task(None, {"beta-rule": "auto"}).methods) == ["mutual-auto"]
+    assert list(_task(("mutual,isolated", 2), {"beta-rule": "constant"}).methods) == ["mutual-constant", "isolated"]
+    assert list(_task(None, {}).methods) == ["mutual-scarcity"]
+
+
+def test_classifiers_without_a_test_part_are_refused_before_the_training(tmp_path, command_line) -> None:
+    code, printed, error = command_line(
+        "simulate", "smoke", "-s", "tstr-seeds=2", "-s", "test=0", "--out", tmp_path / "run"
+    )
+    assert (code, printed, len(lines(error))) == (2, "", 1)
+    assert "the data have no test part, on which to test classifiers" in error
+    assert not (tmp_path / "run").exists()

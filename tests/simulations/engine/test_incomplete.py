@@ -54,3 +54,15 @@ def test_an_arm_without_a_network_of_every_class_fails_and_is_tried_again(small,
     assert without_network(folder) == []
     assert read_facts(folder).run != first
     assert len(read_networks(folder)[1]) == 10
+
+
+def test_a_store_that_cannot_be_written_is_refused_before_anything_starts(tmp_path: Path, command_line) -> None:
+    (tmp_path / "file").touch()
+    settings = ("-s", f"store={tmp_path / 'file' / 'store'}", "-s", "samples=0")
+    code, printed, error = command_line("simulate", "smoke", *settings, "--out", tmp_path / "run")
+    assert (code, printed) == (2, "")
+    assert error.splitlines()[-1].endswith("file/store cannot be written to: Not a directory: name another folder")
+    assert not (tmp_path / "run").exists()
+    code, printed, error = command_line("compare", "smoke", "--methods", "memory", "--out", tmp_path / "file" / "cmp")
+    assert (code, printed) == (2, "")
+    assert error.splitlines()[-1].endswith("file/cmp cannot be made: Not a directory")

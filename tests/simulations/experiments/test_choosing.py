@@ -1,5 +1,6 @@
 """What is chosen for some data and some minutes, on made-up speeds: no data and no clock take part."""
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -7,20 +8,10 @@ import pytest
 from fedmutual.config import RunConfig
 from fedmutual.data.facts import Facts
 from fedmutual.errors import UserError
-from simulations.experiments.choosing import (
-    MARGIN,
-    MOST_STEPS,
-    SIMULATION,
-    Machine,
-    Rung,
-    Speed,
-    Task,
-    choose,
-    foresee,
-    rungs,
-    worth_timing,
-)
+from simulations.experiments.choosing import MARGIN, MOST_STEPS, choose, worth_timing
+from simulations.experiments.foreseen import Machine, Speed, foresee
 from simulations.experiments.methods import RECIPES
+from simulations.experiments.rungs import SIMULATION, Rung, Task, rungs
 
 MACHINE = Machine(at_once=2, start=4.0, reading=1e-4, spent=15.0)
 COMPARISON = Task(("mutual-scarcity", "isolated", "reweighted"), seeds=3, audited=True)
@@ -203,3 +194,18 @@ def test_a_comparison_foresees_every_arm():
 def test_many_classes_are_sent_a_few_peers_each():
     assert decided(facts(classes=100), 240)[0].settings["peers-per-round"] == 8
     assert "peers-per-round" not in decided(facts(), 60)[0].settings
+
+
+def test_weighing_peers_and_testing_samples_take_time():
+    settings = decided(facts(), 120, task=COMPARISON)[0].settings
+    speed = speed_of(rungs(facts(), {}, COMPARISON)[0])
+
+    def parts(method, **more):
+        return foresee({**settings, **more}, facts(), MACHINE, speed, Task((method,)))
+
+    auto, plain = parts("mutual-auto")["training"], parts("mutual-scarcity")["training"]
+    forwards = settings["rounds"] * 10 * 5 * 2 * settings["held-out"]  # networks, ranges of noise, draws
+    assert auto - plain == pytest.approx(5 * forwards * speed.forward)  # ten classes on two cores
+    useful, useless = (parts("pooled", **{"tstr-seeds": seeds})["measuring"] for seeds in (3, 0))
+    steps = min(1500, 30 * math.ceil(10 * settings["samples"] / 128))
+    assert useful - useless == pytest.approx(3 * steps * speed.classify)

@@ -12,7 +12,7 @@ from fedmutual.run_folder import read_facts
 from fedmutual.settings import read_settings
 from simulations.experiments.methods import RECIPES, grid_of
 from simulations.experiments.plan import plan
-from simulations.experiments.tuning import as_settings, read_choices, run_held_out_loss, to_tune, tune
+from simulations.experiments.tuning import chosen_settings, read_choices, run_held_out_loss, to_tune, tune
 from tests.support.federation import SMALL
 
 SETTINGS = {**SMALL, "samples": 0}
@@ -38,7 +38,7 @@ def test_what_is_chosen_has_the_smallest_held_out_loss_and_is_chosen_once(tmp_pa
     folder = tmp_path / "cmp"
     made = plan({**SETTINGS, "seed": 3, "cbdm.tau": 2.0}, "pooled,cbdm,memory", 2, folder)
     done = []
-    choices = tune(made, {"cbdm.tau": 2.0}, on_value=done.append)
+    choices = tune(made, to_tune(made, {"cbdm.tau": 2.0}), on_value=done.append)
     assert list(choices) == ["pooled"]  # a person has set cbdm's, and memory has nothing
     assert (sorted(done), done[-1]) == (done, 3)
     runs = [folder / "tuning" / str(index) / "pooled" / "seed-3" for index in range(3)]
@@ -51,11 +51,11 @@ def test_what_is_chosen_has_the_smallest_held_out_loss_and_is_chosen_once(tmp_pa
         "chosen": rates[losses.index(min(losses))],
     }
     assert rates == [0.0005, 0.001, 0.002]
-    assert as_settings(read_choices(folder)) == {"pooled.learning-rate": choices["pooled"]["chosen"]}
+    assert chosen_settings(folder) == {"pooled.learning-rate": choices["pooled"]["chosen"]}
     written = [(run / "run.json").stat().st_mtime_ns for run in runs]
     assert to_tune(made, {"cbdm.tau": 2.0}) == {}
     (folder / "tuning.json").unlink()  # as after a kill: nothing is trained again
-    assert tune(made, {"cbdm.tau": 2.0}) == choices
+    assert tune(made, to_tune(made, {"cbdm.tau": 2.0})) == choices
     assert [(run / "run.json").stat().st_mtime_ns for run in runs] == written
     (folder / "tuning.json").write_text("{")
     with pytest.raises(UserError, match=re.escape("tuning.json is not valid JSON")):
@@ -65,7 +65,7 @@ def test_what_is_chosen_has_the_smallest_held_out_loss_and_is_chosen_once(tmp_pa
 def test_nothing_is_tuned_without_held_out_samples(tmp_path):
     made = plan({**SETTINGS, "held-out": 0, "evaluate-every": 0}, "pooled", 1, tmp_path / "cmp")
     with pytest.raises(UserError, match="set held-out above 0"):
-        tune(made, {})
+        to_tune(made, {})
 
 
 def test_a_tuned_comparison_says_who_is_tuned(tmp_path, command_line):
