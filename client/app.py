@@ -146,7 +146,7 @@ def _round(
     versions: Versions | None,
     noise: Noise | None,
 ) -> Numbers:
-    """Local steps against peers of these names, and the choice of what is published; what of its measures may be sent."""
+    """Local steps against peers of these names, and the choice of what is published; the measures that may be sent."""
     process = make_process(config.diffusion, data.train.device, dtype_of(config.compute))
     started = time.perf_counter()
     if config.mutual.rule == "auto":
