@@ -26,34 +26,19 @@ from fedmutual.data import ClassData
 from fedmutual.device import dtype_of
 from fedmutual.diffusion import Process, make_process
 from fedmutual.diffusion.process import expand
-from fedmutual.errors import UserError
 from fedmutual.learning.conditional import by_sample, denoising
 from fedmutual.networks import OfClass, build, build_conditional
 from fedmutual.networks.split import PRIVATE, PUBLISHED, Split, border
+from fedmutual.privacy.versions import level_of, norm_of, scaled_down
 from fedmutual.seeds import generator
-
-
-def level_of(config: RunConfig) -> int:
-    """The index of s, the last training time before the split, at which samples are noised.
-
-    Raises:
-        UserError: there is none.
-    """
-    process = make_process(config.diffusion, dtype=dtype_of(config.compute))
-    level = int((process.times < border(config)).sum()) - 1
-    if level < 0:
-        raise UserError(f"split = {config.publishing.split:g} leaves no training time below it to noise at: raise it")
-    return level
 
 
 def upload(config: RunConfig, samples: Tensor, y: int, process: Process) -> Tensor:
     """What class y sends of its `samples: [n, *dims]`: each scaled down to the norm sqrt(d) and noised once."""
-    norms = samples.flatten(1).norm(dim=1)
-    largest = samples[0].numel() ** 0.5
     rng = generator(config.seed, y, 0, "upload", device=samples.device)
     noise = torch.randn(samples.shape, generator=rng, device=samples.device, dtype=samples.dtype)
     index = torch.full((len(samples),), level_of(config), device=samples.device)
-    return process.noised(expand((largest / norms).clamp(max=1), samples) * samples, index, noise)
+    return process.noised(scaled_down(samples, norm_of(config, samples[0].numel())), index, noise)
 
 
 class Shared(nn.Module):

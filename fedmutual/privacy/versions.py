@@ -50,8 +50,8 @@ class Versions(NamedTuple):
 
         `index: [rows]`, `xi: [rows, *dims]`. What is returned of rows at other times means nothing.
         """
-        a, sigma = process.alpha[index] / process.alpha[self.level], process.sigma[index]
-        b = (1 - a.square()).clamp(min=torch.finfo(a.dtype).eps).sqrt()
+        later, place = process.after(self.level), (index - self.level - 1).clamp(min=0)
+        a, b, sigma = later.alpha[place], later.sigma[place], process.sigma[index]
         x = expand(a, xi) * self.samples + expand(b, xi) * xi
         return x, expand(sigma / b, xi) * xi, (b / sigma).square()
 
@@ -62,7 +62,7 @@ def draw_versions(config: RunConfig, data: Tensor) -> Versions:
     Raises:
         UserError: as `cost`.
     """
-    level, process = _level(config), make_process(config.diffusion, data.device, torch.float64)
+    level, process = level_of(config), make_process(config.diffusion, data.device, torch.float64)
     x = scaled_down(data.double(), norm_of(config, data[0].numel()))
     noise = secret_normal(config.publishing.noised_versions, *x.shape).to(data.device)
     return Versions((process.alpha[level] * x + process.sigma[level] * noise).to(data.dtype), level)
@@ -79,7 +79,7 @@ def cost(config: RunConfig, dimension: int) -> Cost:
     Raises:
         UserError: no training time lies before the split.
     """
-    level, process = _level(config), make_process(config.diffusion, dtype=torch.float64)
+    level, process = level_of(config), make_process(config.diffusion, dtype=torch.float64)
     ratio = float(process.alpha[level] / process.sigma[level])
     mu = 2 * norm_of(config, dimension) * ratio
     return Cost(rho=config.publishing.noised_versions * mu**2 / 2)
@@ -114,8 +114,12 @@ def secret_normal(*shape: int) -> Tensor:
     return SecretStream().normal(*shape)
 
 
-def _level(config: RunConfig) -> int:
-    """The index of the last training time that a network in two parts gives to the private one."""
+def level_of(config: RunConfig) -> int:
+    """The index of the last training time that a network in two parts gives to the private one.
+
+    Raises:
+        UserError: no training time lies before the split.
+    """
     process = make_process(config.diffusion, dtype=dtype_of(config.compute))
     level = int((process.times < border(config)).sum()) - 1
     if level < 0:

@@ -13,13 +13,13 @@ from typing import Any
 
 import torch
 
-from fedmutual.baselines.pfdm import level_of
 from fedmutual.checkpoint import Unwritable, write_atomic
 from fedmutual.config import RunConfig, refuse_without_effect
 from fedmutual.data import check, num_classes
 from fedmutual.device import pick_device
 from fedmutual.errors import UserError
 from fedmutual.methods import METHODS
+from fedmutual.privacy.versions import level_of
 from fedmutual.run_folder import CONFIG, holds_run
 from fedmutual.settings import read_stored, write_settings
 from simulations.engine.cluster import kept_ray

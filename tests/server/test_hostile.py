@@ -432,7 +432,7 @@ def test_a_greeting_names_a_class_or_is_left_out(hello):
     roster = Roster(10)
     asked = Message(RecordDict(), 7, MessageType.QUERY)
     roster.asked[7] = 1
-    roster._introduce(Message(RecordDict({"hello": MetricRecord(hello)}), reply_to=asked))
+    roster._introduce(Message(RecordDict({"hello": MetricRecord(hello)}), reply_to=asked), set())
     assert set(roster.held.values()) <= set(range(10))
     assert roster.held or roster.refusal
     assert all(size >= 1 for size in roster.wrong_sizes.values())

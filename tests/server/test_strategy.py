@@ -431,8 +431,8 @@ def test_a_client_that_diverges_keeps_its_last_good_state(small, monkeypatch):
     """Its network leaves the norm bound in round 2 and is not saved, so that round 3 starts from round 1's."""
     config, steps = small(rounds=3), client.app.local_steps
 
-    def explode(player, data, peers, config, process, y, round_):
-        measured = steps(player, data, peers, config, process, y, round_)
+    def explode(player, data, peers, config, process, y, round_, *secret):
+        measured = steps(player, data, peers, config, process, y, round_, *secret)
         if (y, round_) == (3, 2):
             player.average[0].fill_(1e9)
         return measured

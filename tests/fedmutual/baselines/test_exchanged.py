@@ -5,7 +5,7 @@ import torch
 
 from fedmutual.baselines import pfdm as module
 from fedmutual.baselines.isolated import train_alone
-from fedmutual.baselines.pfdm import Shared, build_split, level_of, pfdm, upload
+from fedmutual.baselines.pfdm import Shared, build_split, pfdm, upload
 from fedmutual.baselines.predictions import Composed, compose, exchanged, predictions
 from fedmutual.data import ClassData
 from fedmutual.diffusion import make_process
@@ -13,6 +13,7 @@ from fedmutual.errors import UserError
 from fedmutual.learning.objective import denoised, denoising_loss, denoising_target, mutual_loss
 from fedmutual.learning.peers import effective_beta
 from fedmutual.networks.split import PRIVATE, PUBLISHED, sent
+from fedmutual.privacy.versions import level_of
 from fedmutual.seeds import generator
 from tests.support.data import load_class
 from tests.support.federation import assert_same
