@@ -508,6 +508,7 @@ def _beyond_the_proof(config: RunConfig) -> str:
         "keep = last": config.optimiser.keep == "last" or config.publishing.mode == "noise-budget",
         "evaluate-every = 0": not config.federation.evaluate_every,
         "share-counts = false": not config.federation.share_counts,
+        "ask-for-peers = false": not config.federation.ask_for_peers,
         "draws = fresh": config.optimiser.draws == "fresh",
         "beta-rule = scarcity": config.mutual.rule != "auto",
     }

@@ -179,6 +179,7 @@ def test_no_step_is_taken_on_samples_in_place_of_versions():
         ({"evaluate_every": 1}, "set evaluate-every = 0$"),
         ({"share_counts": True}, "set share-counts = false$"),
         ({"draws": "fixed"}, "set draws = fresh$"),
+        ({"ask_for_peers": True}, "set ask-for-peers = false$"),
         ({"draws": "fixed", "evaluate_every": 2}, "is proved: set evaluate-every = 0 and draws = fresh$"),
         ({"beta_rule": "auto"}, "weighs whole networks, and noise-budget sends a part"),
     ],
