@@ -598,7 +598,9 @@ _READ_BY = {
     **dict.fromkeys(("beta", "beta-rule", "scarcity", "omega-weight"), _GAMES),
     **dict.fromkeys(("caution", "peers-per-round", "ask-for-peers", "exchange"), _EXCHANGING),
     **dict.fromkeys(("publish", "wire-dtype", "norm-bound", "share-counts"), _SENDING),
-    **dict.fromkeys(("noised-versions", "sample-norm", "epsilon", "delta"), _SENDING),
+    **dict.fromkeys(
+        ("noised-versions", "sample-norm", "noise-multiplier", "noise-multiplicity", "epsilon", "delta"), _SENDING
+    ),
     "split": {*_SENDING, "pfdm"},
     "published-width": {*_SENDING, "pfdm"},
     "peers-per-step": {*_EXCHANGING, "central-igd"},

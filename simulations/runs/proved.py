@@ -56,7 +56,8 @@ def claim(facts: Mapping[str, Any], settings: Mapping[str, Any], history: Sequen
         f"{told} by a factor of {odds} at most."
     )
     if added:
-        said += f" {_by_class(facts, history)}Samples are drawn from the same networks, and are covered as well."
+        said += f" {_by_class(facts, history)}Samples are drawn from the same networks, and are covered as well. "
+        said += "Expect nothing useful of a class of 50 samples where epsilon bounds much (docs/privacy.md)."
     if settings.get("publish") in IN_PARTS:
         said += " Samples are drawn from the owners' private parts as well, and have no such guarantee."
     return said
