@@ -8,7 +8,9 @@ noised sums, such as the network, its averages and all that follows, costs nothi
 The number of samples n, and with it q = min(1, batch / n), is held fixed and known.
 """
 
+from collections.abc import Callable
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 
@@ -35,12 +37,22 @@ def cost(config: RunConfig, count: int, steps: int) -> Cost:
     return Cost(rdp=tuple(min(NO_BOUND, steps * value) for value in one))
 
 
-@lru_cache(maxsize=256)
-def _divergences(rate: float, noise_multiplier: float) -> tuple[float, ...]:
-    """Of one step, at `ORDERS`."""
+def accountant() -> Callable[..., Any]:
+    """Opacus' Rényi divergences of a step.
+
+    Raises:
+        UserError: Opacus is not installed.
+    """
     try:
         from opacus.accountants.analysis.rdp import compute_rdp
     except ImportError:
         raise UserError("publish = dp-sgd needs Opacus: pip install 'fedmutual[dp]'") from None
-    told = compute_rdp(q=rate, noise_multiplier=noise_multiplier, steps=1, orders=list(ORDERS))
+    found: Callable[..., Any] = compute_rdp
+    return found
+
+
+@lru_cache(maxsize=256)
+def _divergences(rate: float, noise_multiplier: float) -> tuple[float, ...]:
+    """Of one step, at `ORDERS`."""
+    told = accountant()(q=rate, noise_multiplier=noise_multiplier, steps=1, orders=list(ORDERS))
     return tuple(float(value) for value in np.nan_to_num(told, nan=NO_BOUND, posinf=NO_BOUND).clip(0, NO_BOUND))

@@ -37,6 +37,7 @@ from fedmutual.data.fingerprint import refuse_changed, write_fingerprints
 from fedmutual.device import pick_device
 from fedmutual.errors import UserError
 from fedmutual.learning.igd import NO_STEPS
+from fedmutual.privacy.dp_sgd import accountant
 from fedmutual.run_folder import read_history, run_folder
 from server.app import prepare, serve
 from server.flower import GridOver, indexed_messages, pool_of_clients
@@ -102,6 +103,8 @@ class Simulation(Generic[P]):
     ):
         if not config.local_steps:
             raise UserError(NO_STEPS)
+        if config.publishing.mode == "dp-sgd":
+            accountant()  # each client needs it, and Ray is not started to find that out
         if not config.federation.out:  # a folder that is named by the time is named once
             config = config.but(out=str(run_folder(config)))
         self.app = app

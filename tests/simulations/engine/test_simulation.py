@@ -18,6 +18,7 @@ from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
 from client.app import hello, train
+from fedmutual.errors import UserError
 from fedmutual.run_folder import read_history
 from simulations.engine.cluster import end_kept_ray
 from simulations.engine.simulation import MUTUAL, Simulation
@@ -221,6 +222,14 @@ def test_clients_have_one_thread_and_a_process_that_the_next_simulation_takes_on
     assert process_and_threads("two") == [process, "1"]
     end_kept_ray()
     assert not ray.is_initialized()
+
+
+def test_what_every_client_needs_is_wanted_before_anything_is_started(small, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "opacus.accountants.analysis.rdp", None)  # as where it is not installed
+    private = {"publish": "dp-sgd", "noise_multiplier": 1.0, "keep": "last", "evaluate_every": 0, "clip": 1.0}
+    with pytest.raises(UserError, match=r"needs Opacus: pip install 'fedmutual\[dp\]'"):
+        Simulation(small(**private))
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_client_process_that_dies_costs_a_simulation_nothing(small, tmp_path):
