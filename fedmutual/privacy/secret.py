@@ -5,7 +5,6 @@ import os
 
 import numpy as np
 import torch
-from cryptography.hazmat.primitives.ciphers import Cipher, algorithms
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -28,6 +27,8 @@ class SecretStream:
 
     def bits(self, count: int) -> NDArray[np.uint64]:
         """64 random bits each."""
+        from cryptography.hazmat.primitives.ciphers import Cipher, algorithms  # which no other mode needs
+
         self.calls += 1
         nonce = bytes(4) + self.calls.to_bytes(12, "little")  # 4 bytes count the blocks within a call
         keystream = Cipher(algorithms.ChaCha20(self.key, nonce), mode=None).encryptor().update(bytes(8 * count))

@@ -176,6 +176,9 @@ class Simulation(Generic[P]):
                             "client_resources": {"num_cpus": CLIENT_CPUS, "num_gpus": share, **RAY_OPTIONS}
                         },
                     )
+            except (KeyboardInterrupt, SystemExit):  # which the thread of the server does not see
+                self.journal.write_run(status="stopped")
+                raise
             except RuntimeError as error:
                 if error.__cause__ is None or isinstance(error, RunFailed):
                     raise

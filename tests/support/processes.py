@@ -28,7 +28,7 @@ from flwr.proto.message_pb2 import Message as MessageProto
 
 import client.app
 import client.store
-import fedmutual.run_folder
+import fedmutual.saved_networks
 from fedmutual.config import RunConfig
 from server.journal import Journal
 from server.strategy import MutualLearning
@@ -119,7 +119,7 @@ def _watch_everything() -> None:
     _watch(MutualLearning, "configure_train", "gives orders", "waits for replies")
     _watch(MutualLearning, "aggregate_train", "checks replies")
     _watch(Journal, "append", "appends to the history", "has its history, not yet its checkpoint")
-    _watch(fedmutual.run_folder, "save", "writes a checkpoint", "has its checkpoint, not yet dropped old ones")
+    _watch(fedmutual.saved_networks, "save", "writes a checkpoint", "has its checkpoint, not yet dropped old ones")
     _watch(Path, "replace", "has written, not yet renamed")
 
 

@@ -455,7 +455,7 @@ def test_one_class_is_audited_where_its_holder_has_the_data(small, tmp_path, com
 @pytest.mark.parametrize(
     ("changes", "arguments", "says"),
     [
-        ({"test": 0, "held_out": 0, "imbalance": "none", "head_count": 0}, [], "train with held-out or test above 0"),
+        ({"test": 0, "held_out": 0, "imbalance": "none", "head_count": 0}, [], "a larger held-out or test part"),
         ({}, ["--class", "12"], "class 12 has no network in this run"),
         ({}, ["--round", "9"], "no checkpoint of round 9"),
         ({}, ["-s", "seed=4"], "seed cannot change"),

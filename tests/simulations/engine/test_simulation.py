@@ -60,6 +60,7 @@ def test_an_interrupted_and_killed_simulation_ends_bit_identical_on_other_actors
     code, said = strike(signal.SIGTERM, folder, 15, *start)
     assert code == 130
     assert said.splitlines()[-1].startswith("error: interrupted: what was checkpointed is kept")
+    assert json.loads((folder / "run.json").read_text())["status"] == "stopped"
     code, _ = strike(signal.SIGKILL, folder, 45, "--resume", folder)
     assert code == -signal.SIGKILL
 
