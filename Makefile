@@ -16,7 +16,7 @@ install: .venv/installed
 
 demo: install
 	rm -rf $(RUNS)/mutual $(RUNS)/isolated
-	$(BIN)/fedmutual simulate digits --out $(RUNS)/mutual
+	$(BIN)/fedmutual simulate digits -s beta-rule=auto --out $(RUNS)/mutual
 	$(BIN)/fedmutual simulate digits -s beta=0 --out $(RUNS)/isolated
 	$(BIN)/fedmutual report $(RUNS)/mutual $(RUNS)/isolated --out $(RUNS)/report.html
 
