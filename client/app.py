@@ -37,6 +37,7 @@ from fedmutual.learning.player import Player
 from fedmutual.learning.weighing import helpers, weighed
 from fedmutual.networks import build
 from fedmutual.networks.split import sent
+from fedmutual.privacy.ledger import RECEIPT
 from fedmutual.privacy.versions import Versions
 from fedmutual.records import (
     Network,
@@ -108,6 +109,8 @@ def _train(message: Message, context: Context) -> Message:
     with store.locked(config.federation.timeout):
         own = own_fingerprint(config, y, device)
         keep_fingerprint(store, y, own)
+        if not config.publishing.proved and (store.folder / RECEIPT).exists():
+            raise UserError(f"this run has had a bound so far, and publish = {config.publishing.mode} has none")
         numbers = store.restore(player, attempt, round_, checkpointed)
         if not numbers and order["reported"]:
             raise LostState(f"this client's state of round {order['reported']} is gone: restore its store")
@@ -119,7 +122,7 @@ def _train(message: Message, context: Context) -> Message:
                 versions = paid_versions(store, store_root(config), order["run"], y, data.train, own, config)
             if config.publishing.mode == "dp-sgd":
                 seen = [message.content.array_records[name] for name in order["peers"]]
-                noise = paid_noise(store, store_root(config), order, seen, y, player, own, config)
+                noise = paid_noise(store, store_root(config), order, seen, y, player, data.train, own, config)
             measured = _round(player, data, peers, order["peers"], config, y, round_, versions, noise)
             numbers = {"class": y, "attempt": attempt, "round": round_, **measured}
             # A state that the server would refuse is not kept: the next round starts from the last good one.
@@ -194,6 +197,8 @@ def check_consent(config: RunConfig, context: Context) -> None:
     start = asked.split if asked.in_parts else 0.0
     if "publish" in own and own["publish"] != asked.mode:
         raise UserError(f"this client takes part with publish = {own['publish']} alone, not with {asked.mode}")
+    if "epsilon" in own and not float(own["epsilon"]) > 0:
+        raise UserError(f"this client's epsilon = {own['epsilon']} would allow nothing: give one above 0, or none")
     if "epsilon" in own and not asked.proved:
         raise UserError(f"this client may spend epsilon = {own['epsilon']}, and publish = {asked.mode} has no bound")
     if "split" in own and start < float(own["split"]):

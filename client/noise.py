@@ -9,12 +9,14 @@ which is paid for as well: what the same noise hides in two answers, their diffe
 import hmac
 import json
 import os
+import platform
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from flwr.app import ArrayRecord
+from torch import Tensor
 
 from client.loaded_peers import digest_of as digest_of_record
 from client.spending import pay
@@ -27,8 +29,9 @@ from fedmutual.errors import UserError
 from fedmutual.learning.player import Player
 from fedmutual.privacy.cost import NOTHING
 from fedmutual.privacy.dp_sgd import cost, sampling_rate
-from fedmutual.privacy.ledger import Expenditure, total
+from fedmutual.privacy.ledger import Expenditure, Ledger, total
 from fedmutual.privacy.secret import KEY, SecretStream
+from fedmutual.run_folder import versions
 
 FILE = "noise.key"
 """In the folder of a run and class: its secret."""
@@ -54,19 +57,20 @@ def paid_noise(
     peers: Sequence[ArrayRecord],
     y: int,
     player: Player,
+    data: Tensor,
     own: Fingerprint,
     config: RunConfig,
 ) -> Noise:
-    """The noise of the round that `order` asks of class y, whose samples have the fingerprint `own`.
+    """The noise of the round that `order` asks of class y, whose samples `data: [n, *dims]` have the fingerprint `own`.
 
-    It is refused where the round and all that are to come after it would exceed what may be spent.
+    A run is refused at its first round where that and all that are to come would exceed what may be spent.
 
     Raises:
         UserError: the round cannot be paid, or the secret is damaged.
         Unwritable: the secret or the ledger could not be saved; nothing is spent.
     """
     secret = _secret(store)
-    seen = _all_that_enters(order, peers, player, own, config).encode()
+    seen = _all_that_enters(order, peers, player, data, config).encode()
     steps = config.local_steps
     parameters = {
         "round": order["round"],
@@ -79,7 +83,8 @@ def paid_noise(
     bill = cost(config, own.size, steps)
     asked = Expenditure(order["run"], key, "DP-SGD", parameters, "add-or-remove-one", bill, own)
     left = config.rounds - order["round"]
-    ahead = cost(config, own.size, steps * left) if left > 0 else NOTHING
+    begun = any(entry.run == order["run"] for entry in Ledger(root, y).entries())
+    ahead = cost(config, own.size, steps * left) if left > 0 and not begun else NOTHING
     entries = pay(root, y, asked, config, ahead)
     spent = total([entry for entry in entries if entry.run == order["run"]])
     delta = RunConfig.of(order["settings"]).publishing.delta
@@ -98,7 +103,7 @@ def _secret(store: Store) -> bytes:
 
 
 def _all_that_enters(
-    order: dict[str, Any], peers: Sequence[ArrayRecord], player: Player, own: Fingerprint, config: RunConfig
+    order: dict[str, Any], peers: Sequence[ArrayRecord], player: Player, data: Tensor, config: RunConfig
 ) -> str:
     """Of a round: what moves a bit of it moves this, the arithmetic included.
 
@@ -114,8 +119,14 @@ def _all_that_enters(
         "peers": [digest_of_record(record) for record in peers],
         "weights": order["weights"],
         "state": digest_of(state, str(player.step)),
-        "data": own,
-        "arithmetic": [str(device), torch.__version__, torch.get_num_threads()],
+        "data": digest_of({"data": data.detach().cpu().contiguous()}, ""),  # in their order, to the last bit
+        "arithmetic": [
+            str(device),
+            torch.get_num_threads(),
+            torch.backends.cpu.get_cpu_capability(),
+            platform.machine(),
+        ],
+        "versions": versions(),
         "attempt": order["attempt"] if device.type == "cuda" else 0,
     }
     return json.dumps(entering, sort_keys=True)

@@ -68,7 +68,7 @@ class Store:
         with file:
             while not _lock(file):
                 if time.monotonic() >= deadline:
-                    raise Busy(f"another process is training in {self.folder}")
+                    raise Busy("another process is training this class")
                 time.sleep(POLL)
             yield
 

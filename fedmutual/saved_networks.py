@@ -142,10 +142,11 @@ class CheckpointWriter:
                 if file > round_:  # of a past that is forgotten
                     path.unlink()
                     continue
-                with suppress(CheckpointError):  # one that is damaged is not built on
+                with suppress(CheckpointError):  # one that is damaged, or lacks a part, is not built on
                     places = _places(read_meta(path))
                     self.sizes[file] = sum(lies.file == file for lies in places.values())
                     if kind == "round":
+                        read_checkpoint(path)
                         self.places[file] = places
 
     def write(self, checkpoint: Checkpoint) -> None:

@@ -14,7 +14,7 @@ from fedmutual.settings import read_stored
 
 MAY_CHANGE = {
     *("rounds", "resume", "out", "store", "device", "timeout", "data-path", "download"),
-    *("checkpoint-every", "max-reply-mb", "epsilon", "delta"),
+    *("checkpoint-every", "max-reply-mb", "epsilon"),
 }
 """Settings that a resumed run may change: they do not touch the rounds already done."""
 

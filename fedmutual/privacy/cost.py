@@ -10,6 +10,7 @@ Gaussian mechanisms (zCDP, Bun and Steinke 2016), and Rényi divergences at fixe
 
 import math
 from dataclasses import dataclass
+from functools import partial
 
 from scipy.optimize import brentq
 from scipy.special import log_ndtr
@@ -46,6 +47,11 @@ class Cost:
         if self.rdp and other.rdp:
             rdp = tuple(a + b for a, b in zip(self.rdp, other.rdp, strict=True))
         return Cost(self.rho + other.rho, rdp)
+
+    def is_close(self, other: "Cost") -> bool:
+        """Whether both are the same but for the rounding of the machines that worked them out."""
+        mine, theirs = (self.rho, *self.rdp), (other.rho, *other.rdp)
+        return len(mine) == len(theirs) and all(map(partial(math.isclose, rel_tol=1e-9), mine, theirs))
 
     def epsilon(self, delta: float) -> float:
         """The smallest epsilon that is known to hold at `delta`, between 0 and 1.

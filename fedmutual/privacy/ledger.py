@@ -91,6 +91,10 @@ class Ledger:
         Raises:
             UserError: the ledger is damaged, or it is missing or older than a run of the store.
         """
+        with self._locked():
+            return self._entries()
+
+    def _entries(self) -> list[Expenditure]:
         entries, chain = _read(self.path) if self.path.exists() else ([], [""])
         for folder in self._folders():
             if (receipt := folder / RECEIPT).exists():
@@ -109,7 +113,7 @@ class Ledger:
             Unwritable: the disk is full; nothing is spent.
         """
         with self._locked():
-            entries = self.entries()
+            entries = self._entries()
             self._refuse_unpaid(asked, entries, epsilon)
             if not _paid_before(entries, asked):
                 _refuse_mixed(entries, asked)
@@ -175,7 +179,7 @@ def _paid_before(entries: Sequence[Expenditure], asked: Expenditure) -> bool:
     """
     for entry in entries:
         if (entry.run, entry.key) == (asked.run, asked.key):
-            if (entry.mechanism, entry.cost) != (asked.mechanism, asked.cost):
+            if entry.mechanism != asked.mechanism or not entry.cost.is_close(asked.cost):
                 raise UserError(f"{asked.key} of this run was paid for at another cost: a run keeps its settings")
             return True
     return False

@@ -146,7 +146,7 @@ def chosen(
     return Chosen(name, asked, choice.settings, choice.parts, {"choosing": time.monotonic() - began})
 
 
-def again(folder: Path | None, name: str, minutes: float | None) -> Chosen | None:
+def again(folder: Path | None, name: str, minutes: float | None, given: Mapping[str, Any]) -> Chosen | None:
     """What was chosen for the comparison in `folder`, which goes on with it; None where nothing was.
 
     Raises:
@@ -157,7 +157,7 @@ def again(folder: Path | None, name: str, minutes: float | None) -> Chosen | Non
     if folder is None or not (folder / PRESET).exists():
         return None
     settings = read_settings(folder / PRESET)
-    now = _source(name, {}) if is_data(name) else RunConfig.of(_common(read_preset(name))).settings()
+    now = _source(name, {}) if is_data(name) else RunConfig.of(_common({**read_preset(name), **given})).settings()
     for key in ("data", "data-path") if is_data(name) else ("data",):
         if settings.get(key, now[key]) != now[key]:
             raise UserError(

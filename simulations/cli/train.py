@@ -178,7 +178,7 @@ def compare(
         _refuse_tuning(preset, minutes, ray)
     given, own = parse_assignments(settings or []), is_data(preset)
     methods, seeds = methods or (METHODS if own else "all"), seeds if seeds is not None else SEEDS if own else 5
-    choice = again(out, preset, minutes) or chosen(preset, minutes, given, cpus, gpus, (methods, seeds))
+    choice = again(out, preset, minutes, given) or chosen(preset, minutes, given, cpus, gpus, (methods, seeds))
     changes = {**(choice.settings if choice else read_preset(preset)), **given}
     folder = out or Path("runs") / f"compare-{Path(preset).stem}-{datetime.now():%Y%m%d-%H%M%S}"
 

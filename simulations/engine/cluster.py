@@ -64,7 +64,7 @@ def kept_ray() -> Iterator[None]:
 
 
 def end_kept_ray() -> None:
-    """A process has a part in one Ray at a time: before it joins another, it ends the one that it keeps."""
+    """End the Ray that is kept, if any: before this process joins another one, or where it may have failed."""
     if _kept is not None:
         _kept.ending.close()
 

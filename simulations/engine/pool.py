@@ -54,6 +54,7 @@ class ClientProcesses:
     ):
         self.start = lambda: actor_type.options(**client_resources).remote(**actor_kwargs)
         self._shelf = shelf.of(client_resources)
+        self._kept = not client_resources.get("num_gpus")  # one that is not at work must not hold a GPU's memory
         self.num_actors = 0
         self.actors_capacity = min(most, room(ray.nodes(), client_resources))
         if not self.actors_capacity:
@@ -104,9 +105,13 @@ class ClientProcesses:
             self._idle.put(process)
 
     def terminate_all_actors(self) -> None:
-        """Put idle processes on the shelf, and end those that are at work or have not started."""
+        """Put idle processes without a GPU on the shelf, and end all others."""
         while not self._idle.empty():
-            self._shelf.append(self._idle.get())
+            process = self._idle.get()
+            if self._kept:
+                self._shelf.append(process)
+            else:
+                ray.kill(process)
         for process in (*self._busy.values(), *self._starting.values()):
             ray.kill(process)
 

@@ -23,7 +23,7 @@ os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 os.environ.setdefault("RAY_worker_niceness", "0")
 
 import torch
-from flwr.app import Context
+from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 from flwr.simulation import run_simulation
@@ -44,13 +44,16 @@ from server.flower import GridOver, indexed_messages, pool_of_clients
 from server.journal import Journal
 from server.orders import OnRound, Run
 from server.roster import RunFailed
-from simulations.engine.cluster import innermost, own_ray
+from simulations.engine.cluster import end_kept_ray, innermost, own_ray
 from simulations.engine.joined import Cluster
 from simulations.engine.lending import lend_records
 from simulations.engine.pool import ClientProcesses
 
 CLIENT_CPUS = 1
 """Cores of a client."""
+
+POLL = 0.1
+"""Seconds between two looks for replies, as in Flower's grid of a simulation."""
 
 RAY_OPTIONS = {"enable_task_events": False}
 """Ray does not keep an account of every order, which would grow by 4 MB in a hundred rounds of ten clients."""
@@ -182,6 +185,7 @@ class Simulation(Generic[P]):
             except RuntimeError as error:
                 if error.__cause__ is None or isinstance(error, RunFailed):
                     raise
+                end_kept_ray()  # it may be Ray that has failed, and the next simulation starts with another
                 raise RunFailed(f"Flower's simulation failed: {innermost(error)}") from error
             finally:
                 over.set()
@@ -190,7 +194,7 @@ class Simulation(Generic[P]):
 class _Ending(GridOver):
     """A grid that ends the server's thread once the simulation is `over`.
 
-    Where Flower fails, it leaves that thread to greet clients for minutes, of which there are none.
+    Where Flower fails, it leaves that thread to greet clients, and to wait for their replies, for minutes.
     """
 
     def __init__(self, grid: Grid, over: threading.Event):
@@ -198,9 +202,25 @@ class _Ending(GridOver):
         self.over = over
 
     def get_node_ids(self) -> Iterable[int]:
+        self._go_on()
+        return super().get_node_ids()
+
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> list[Message]:
+        """All replies in time, as Flower's own grid waits for them."""
+        end = math.inf if timeout is None else time.monotonic() + timeout
+        waiting, replies = set(self.push_messages(messages)), list[Message]()
+        while waiting and time.monotonic() < end:
+            self._go_on()
+            fresh = list(self.pull_messages(waiting))
+            replies += fresh
+            waiting -= {reply.metadata.reply_to_message_id for reply in fresh}
+            if waiting:
+                time.sleep(POLL)
+        return replies
+
+    def _go_on(self) -> None:
         if self.over.is_set():
             raise SystemExit  # which ends a thread without a word
-        return super().get_node_ids()
 
 
 def _check_store(store: Path) -> None:

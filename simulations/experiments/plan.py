@@ -83,9 +83,11 @@ def plan(
     for name, seed in arms:
         if name == "pfdm":
             level_of(arms[name, seed])  # the split leaves a time to noise at
-    _refuse_without_effect(base, given, {name: arms[name, base.seed] for name in names})
+    own_given = _split(dict(given))[1]  # what was tuned since is not what a person has given
+    _refuse_without_effect(base, given, {name: _arm(base, name, base.seed, own_given.get(name, {})) for name in names})
     checked = check(base.data, base.seed)  # the data are there, whole, and make as many samples as are asked for
-    refuse_useless(base, checked.source)
+    if base.measuring.samples:
+        refuse_useless(base, checked.source)
     made = Plan(Path(folder), arms, checked.notices)
     _check_folder(made, base)
     return made
@@ -220,6 +222,12 @@ def _carried(config: RunConfig, names: Sequence[str]) -> None:
         raise UserError(
             f"{whole[0]} does not do what publish = {config.publishing.mode} asks: leave it out of --methods, or "
             "publish = network"
+        )
+    averaged = [name for name in names if RECIPES[name].averages and config.publishing.proved]
+    if averaged:
+        raise UserError(
+            f"{averaged[0]} averages networks that nothing hides, and publish = {config.publishing.mode} bounds what a "
+            "network shows: leave one of them out"
         )
     exact = [name for name in names if RECIPES[name].averages or name in ("pfdm", "predictions")]
     if exact and config.federation.wire_dtype != "same":

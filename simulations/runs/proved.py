@@ -52,7 +52,8 @@ def claim(facts: Mapping[str, Any], settings: Mapping[str, Any], history: Sequen
     added = settings.get("publish") == "dp-sgd"
     told = "whether a training sample was there" if added else "which of two values a training sample had"
     said = (
-        f"All that a client sends in this run has epsilon = {epsilon:.3g} at delta = {delta:g}: it changes the odds on "
+        f"All that a client sends in this run, but the seconds, has epsilon = {epsilon:.3g} at delta = {delta:g}: it "
+        "changes the odds on "
         f"{told} by a factor of {odds} at most."
     )
     if added:

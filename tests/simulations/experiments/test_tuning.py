@@ -62,6 +62,12 @@ def test_what_is_chosen_has_the_smallest_held_out_loss_and_is_chosen_once(tmp_pa
         read_choices(folder)
 
 
+def test_a_value_for_all_has_its_effect_also_where_every_method_has_tuned_another(tmp_path):
+    settings = {**SETTINGS, "beta": 0.5, "mutual-scarcity.beta": 1.0}
+    made = plan(settings, "mutual-scarcity,isolated", 1, tmp_path / "cmp", given={"beta": 0.5})
+    assert made.arms["mutual-scarcity", 0].mutual.beta == 1.0
+
+
 def test_nothing_is_tuned_without_held_out_samples(tmp_path):
     made = plan({**SETTINGS, "held-out": 0, "evaluate-every": 0}, "pooled", 1, tmp_path / "cmp")
     with pytest.raises(UserError, match="set held-out above 0"):
