@@ -32,9 +32,9 @@ soak: install
 gpu-proof:
 	$(PYTHON) -m simulations.upkeep.gpu_proof $(or $(OUT),runs/gpu-proof)
 
-# Three at a time on two cores: much of what tests do is to wait for processes that start.
+# Two at a time: much of what tests do is to wait for processes that start. Three on two cores take longer.
 test: install lint
-	$(BIN)/python -m pytest -n 3 --dist loadgroup
+	$(BIN)/python -m pytest -n 2 --dist loadgroup
 
 test-faults: install
 	$(BIN)/python -m pytest -m faults

@@ -256,7 +256,7 @@ def test_page_and_terminal_say_what_is_proved_and_what_an_audit_refutes(tmp_path
     (run / "config.toml").write_text(settings)
     code, out, _ = command_line("report", run, other, "--out", tmp_path / "page.html")
     page = " ".join((tmp_path / "page.html").read_text().split())
-    claimed = "All that a client sends in this run has epsilon = 5.46 at delta = 1e-05: it changes the odds on which"
+    claimed = "All that a client sends in this run, but the seconds, has epsilon = 5.46 at delta = 1e-05: it changes"
     assert code == 0
     assert out.count(claimed) == 1
     assert page.count(claimed) == 1
