@@ -29,7 +29,7 @@ from fedmutual.errors import UserError
 from fedmutual.learning.player import Player
 from fedmutual.privacy.cost import NOTHING
 from fedmutual.privacy.dp_sgd import cost, sampling_rate
-from fedmutual.privacy.ledger import Expenditure, Ledger, total
+from fedmutual.privacy.ledger import Expenditure, total
 from fedmutual.privacy.secret import KEY, SecretStream
 from fedmutual.run_folder import versions
 
@@ -83,8 +83,7 @@ def paid_noise(
     bill = cost(config, own.size, steps)
     asked = Expenditure(order["run"], key, "DP-SGD", parameters, "add-or-remove-one", bill, own)
     left = config.rounds - order["round"]
-    begun = any(entry.run == order["run"] for entry in Ledger(root, y).entries())
-    ahead = cost(config, own.size, steps * left) if left > 0 and not begun else NOTHING
+    ahead = cost(config, own.size, steps * left) if left > 0 else NOTHING
     entries = pay(root, y, asked, config, ahead)
     spent = total([entry for entry in entries if entry.run == order["run"]])
     delta = RunConfig.of(order["settings"]).publishing.delta

@@ -24,7 +24,7 @@ FILE = "versions.safetensors"
 def pay(root: Path, y: int, asked: Expenditure, config: RunConfig, ahead: Cost = NOTHING) -> list[Expenditure]:
     """Enter `asked` in the ledger of class y in the store at `root`, within what may be spent there; all entries then.
 
-    ahead: what the run is going to cost after it, which has to fit as well.
+    ahead: what the run is going to cost after its first payment, at which it has to fit as well.
 
     Raises:
         UserError: it cannot be paid; what is wrong with a ledger only the client's own log says.

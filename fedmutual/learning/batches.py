@@ -28,6 +28,12 @@ class Batch(NamedTuple):
     denoising: Tensor
     mutual: Tensor
 
+    def split(self, size: int) -> "Iterator[Batch]":
+        """Batches of `size` rows each, in turn; the last may have fewer."""
+        count = -(-len(self.x) // size)
+        parts = [part.split(size) if part is not None else [None] * count for part in self]
+        return map(Batch._make, zip(*parts, strict=True))
+
 
 def level_of(index: Tensor, times: int, levels: int) -> Tensor:
     """Which of so many ranges of noise, equal parts of the training times, each of `index` lies in: whole numbers."""
@@ -82,10 +88,7 @@ def noised(
     versions: Versions | None = None,
 ) -> Iterator[Batch]:
     """The batches of some steps on their samples `x0: [steps * batch, *dims]`, see `drawn`."""
-    rows, size = len(x0), config.optimiser.batch
-    flat = drawn(x0, peers, process, config, rng, versions)
-    chunks = [part.split(size) if part is not None else [None] * (rows // size) for part in flat]
-    yield from map(Batch._make, zip(*chunks, strict=True))
+    return drawn(x0, peers, process, config, rng, versions).split(config.optimiser.batch)
 
 
 def drawn(

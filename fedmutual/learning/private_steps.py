@@ -95,8 +95,7 @@ def clipped_sum(
         return total, (none, none)
     measured = []
     size = max(1, AT_ONCE // sum(parameter.numel() for parameter in parameters.values()))
-    parts = [part.split(size) if part is not None else [None] * -(-len(batch.x) // size) for part in batch]
-    for part in map(Batch._make, zip(*parts, strict=True)):
+    for part in batch.split(size):
         gradients, losses = gradients_of_samples(network, parameters, part, beta, config)
         for name, gradient in clipped(gradients, config.optimiser.clip).items():
             total[name] += gradient

@@ -105,7 +105,7 @@ class Ledger:
         """Enter `asked`, unless its key has been paid for, and then all entries: it is on the disk when this returns.
 
         epsilon: the most that may be spent at `delta` in this store; 0: any. ahead: what the run is going to cost after
-        it, which is not entered and has to fit too. The folder of the run must be there.
+        its first payment, at which it has to fit too; it is not entered. The folder of the run must be there.
 
         Raises:
             Overspent: it would cost more than `epsilon`.
@@ -117,7 +117,8 @@ class Ledger:
             self._refuse_unpaid(asked, entries, epsilon)
             if not _paid_before(entries, asked):
                 _refuse_mixed(entries, asked)
-                _refuse_beyond(entries, asked, epsilon, delta, ahead)
+                begun = any(entry.run == asked.run for entry in entries)
+                _refuse_beyond(entries, asked, epsilon, delta, NOTHING if begun else ahead)
                 entries = [*entries, asked]
                 _write(self.path, self.y, entries)
             _write_receipt(class_folder(self.store, asked.run, self.y), entries)

@@ -83,8 +83,7 @@ def plan(
     for name, seed in arms:
         if name == "pfdm":
             level_of(arms[name, seed])  # the split leaves a time to noise at
-    own_given = _split(dict(given))[1]  # what was tuned since is not what a person has given
-    _refuse_without_effect(base, given, {name: _arm(base, name, base.seed, own_given.get(name, {})) for name in names})
+    _refuse_without_effect(base, given, names)
     checked = check(base.data, base.seed)  # the data are there, whole, and make as many samples as are asked for
     if base.measuring.samples:
         refuse_useless(base, checked.source)
@@ -99,9 +98,13 @@ def _arm(base: RunConfig, method: str, seed: int, own: Mapping[str, Any]) -> Run
     return RunConfig.of(config.settings(), at_equal_steps(config, own, method))
 
 
-def _refuse_without_effect(base: RunConfig, given: Mapping[str, Any], arms: Mapping[str, RunConfig]) -> None:
-    """Raises `UserError` for a setting that was given, for all methods or for one, and would change none."""
+def _refuse_without_effect(base: RunConfig, given: Mapping[str, Any], names: Sequence[str]) -> None:
+    """Raises `UserError` for a setting that was given, for all methods or for one, and would change none.
+
+    Arms are as a person has given them: what was tuned since takes no effect away.
+    """
     common, own = _split(dict(given))
+    arms = {name: _arm(base, name, base.seed, own.get(name, {})) for name in names}
     refuse_without_effect(base, common, arms)
     for name, settings in own.items():
         if name not in arms:

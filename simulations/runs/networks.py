@@ -1,7 +1,7 @@
 """The networks of a run, read from its checkpoints."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -130,29 +130,31 @@ def class_networks(
         shared = _ready(build_conditional(config, shape, classes), checkpoint.networks[SHARED].network, device)
         return checkpoint.round, {y: OfClass(shared, y).eval() for y in range(classes)}
     networks: dict[int, nn.Module] = {}
+    untrained = _untrained(folder)
     for y, state in sorted(_whole(folder, config, _of_classes(checkpoint.networks)).items()):
         if "samples" in state:
             networks[y] = _exact(state, config, device)
         else:
-            networks[y] = _ready(_untrained(folder, y), state, device)
+            networks[y] = _ready(untrained(y), state, device)
     facts = read_facts(folder)
     if facts.method == "predictions":
         networks = compose(networks, facts.training_counts or (), config, device)
     return checkpoint.round, networks
 
 
-def _untrained(folder: Path, y: int) -> nn.Module:
-    """Class y's network as its method builds it."""
+def _untrained(folder: Path) -> Callable[[int], nn.Module]:
+    """Class -> its network as the run's method builds it; the run folder is read once, however many classes it has."""
     config, (shape, classes) = run_config(folder), run_shape(folder)
-    return build_split(config, shape, classes, y) if read_facts(folder).method == "pfdm" else build(config, shape, y)
+    if read_facts(folder).method == "pfdm":
+        return lambda y: build_split(config, shape, classes, y)
+    return lambda y: build(config, shape, y)
 
 
 def sent_networks(folder: Path, which: str, device: torch.device) -> tuple[int, dict[int, nn.Module]]:
     """(round, {class: what peers and the server hold of its network}) of a run that publishes networks in part."""
     round_, states = read_networks(folder, which)
-    return round_, {
-        y: _ready(sent_part(_untrained(folder, y)), sent(state), device) for y, state in sorted(states.items())
-    }
+    untrained = _untrained(folder)
+    return round_, {y: _ready(sent_part(untrained(y)), sent(state), device) for y, state in sorted(states.items())}
 
 
 def publishes_in_part(folder: Path) -> bool:

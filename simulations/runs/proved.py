@@ -53,8 +53,7 @@ def claim(facts: Mapping[str, Any], settings: Mapping[str, Any], history: Sequen
     told = "whether a training sample was there" if added else "which of two values a training sample had"
     said = (
         f"All that a client sends in this run, but the seconds, has epsilon = {epsilon:.3g} at delta = {delta:g}: it "
-        "changes the odds on "
-        f"{told} by a factor of {odds} at most."
+        f"changes the odds on {told} by a factor of {odds} at most."
     )
     if added:
         said += f" {_by_class(facts, history)}Samples are drawn from the same networks, and are covered as well. "
