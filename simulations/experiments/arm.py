@@ -2,7 +2,7 @@
 
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -93,15 +93,15 @@ def _federate(
     simulation.run(lambda rows: on_round(rows[0]["round"]))
     if missing := without_network(folder):
         raise RunFailed(f"no reply of class {', '.join(missing)} was accepted: history.jsonl in {folder} says why")
-    seconds = sum(line.seconds or 0.0 for line in read_history(folder))
+    history = read_history(folder)
+    seconds = sum(line.seconds or 0.0 for line in history)
     budget = _budget(config, method, config.rounds * config.local_steps)
-    change_facts(folder, **budget, **_moved(folder), seconds_training=seconds)
+    change_facts(folder, **budget, **_moved(history), seconds_training=seconds)
     _drop_states(folder / "clients")
 
 
-def _moved(folder: Path) -> dict[str, int]:
-    """Bytes that all clients received and sent, by the history."""
-    history = read_history(folder)
+def _moved(history: Sequence[HistoryLine]) -> dict[str, int]:
+    """Bytes that all clients received and sent."""
     return {key: sum(line[key] for line in history) for key in ("bytes_down", "bytes_up")}
 
 
@@ -142,7 +142,7 @@ def _train_here(method: str, train: Baseline, config: RunConfig, folder: Path, o
     networks = {name: NetworkOfRound(network, config.rounds) for name, network in trained.networks.items()}
     writer.write_checkpoint(networks, config.rounds)
     parameters = sum(tensor.numel() for network in trained.networks.values() for tensor in network.values())
-    costs = {**_moved(folder), "wall_seconds": seconds, "seconds_training": seconds}
+    costs = {**_moved(read_history(folder)), "wall_seconds": seconds, "seconds_training": seconds}
     budget = _budget(config, method, trained.gradient_steps)
     writer.write_run(**{"parameters": parameters, **budget, **costs, **trained.facts}, status="done")
 
